@@ -62,6 +62,7 @@ class BackboneConfig(PreTrainedConfig):
         pad_token_id, bos_token_id, eos_token_id, cls_token_id, sep_token_id, mask_token_id: special tokens.
         tie_word_embeddings: one matrix for the word embeddings and the output layer of the language models.
         is_causal: position i attends to positions <= i only.
+        use_cache: whether a causal model returns a cache (`past_key_values`) unless a call says otherwise.
         classifier_pooling: what a sequence classifier reads: the `mean` of the valid tokens, the first (`cls`) or the
             `last` of them.
 
@@ -72,6 +73,8 @@ class BackboneConfig(PreTrainedConfig):
     # the installed package sets it, so that a saved configuration has its source files beside it;
     # in remote code it stays None, because Transformers itself copies flat source folders
     export_code: ClassVar[Any] = None
+    # the `_layer_type` of a cache's layers
+    cache_layer_type: ClassVar[str] = "synkhorn_positions"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     vocab_size: int = 30522
@@ -99,6 +102,7 @@ class BackboneConfig(PreTrainedConfig):
     mask_token_id: int | None = None
     tie_word_embeddings: bool = True
     is_causal: bool = False
+    use_cache: bool = True
     classifier_pooling: str = "mean"
     auto_map: dict | None = None
 
@@ -119,6 +123,15 @@ class BackboneConfig(PreTrainedConfig):
     def head_dim(self) -> int:
         """Width of one head, d / H."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def layer_types(self) -> list[str]:
+        """What Transformers makes each layer's cache by: the names that the layers of `position_cache.py` register."""
+        return [self.cache_layer_type] * self.num_hidden_layers
+
+    def validate_layer_type(self):
+        # Transformers' own list of names has not ours
+        pass
 
     def validate_architecture(self):
         super().validate_architecture()

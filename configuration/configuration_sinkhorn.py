@@ -48,6 +48,7 @@ class SinkhornConfig(BackboneConfig):
     """
 
     model_type: ClassVar[str] = "sinkhorn"
+    cache_layer_type: ClassVar[str] = "synkhorn_sorted_blocks"
 
     block_size: int = 64
     sort_net: str = "linear"

@@ -10,6 +10,9 @@ import math
 import torch
 from torch.nn import functional as F
 
+# a key's bias that hides it: the weight is exactly 0 in any precision, and 0 times it stays 0 in the gradient
+HIDDEN = -30000.0
+
 
 def split_heads(hidden_states: torch.Tensor, num_heads: int) -> torch.Tensor:
     """(B, L, H w) -> (B, H, L, w)"""
@@ -47,8 +50,26 @@ def literal_attention(
     return weights @ values, weights
 
 
-# a key's bias that hides it: the weight is exactly 0 in any precision, and 0 times it stays 0 in the gradient
-HIDDEN = -30000.0
+def seen_softmax(logits: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Softmax over what is seen, in at least float32; 0 elsewhere, and everywhere where nothing is seen."""
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(precise).masked_fill(~seen, torch.finfo(precise).min).softmax(-1).masked_fill(~seen, 0.0)
+
+
+def seen_attention(
+    logits: torch.Tensor, values: torch.Tensor, seen: torch.Tensor | None, dropout: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The rows of new tokens: (1 or B, H, L, T) logits and (B, H, T, dh) values -> (B, H, L, dh) and weights (B, H, L, T).
+
+    Args:
+        seen: true where a new token looks, broadcast to the logits, or `None` for everywhere.
+    """
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    weights = logits.softmax(-1, dtype=precise) if seen is None else seen_softmax(logits, seen)
+    weights = weights.to(values.dtype).expand(values.shape[0], -1, -1, -1)
+    weights = F.dropout(weights, dropout) if dropout else weights
+    return weights @ values, weights
 
 
 def fused_attention(

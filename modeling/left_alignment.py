@@ -2,50 +2,72 @@
 
 import torch
 
+from .position_cache import NewTokens
+
 
 class LeftAlignment:
     """
-    Rolls each row of a batch so that its first valid token stands at position 0, and back.
+    Rolls the tokens of each row so that its first valid one comes first, and back.
 
     Blocks, synthesised rows and position embeddings are then those of the unpadded row. Holes inside a row stay holes.
     A row without any valid token counts as wholly valid: its outputs mean nothing, but they are finite.
 
     Args:
-        attention_mask: (batch, length), true or non-zero at valid tokens; `None` if all are valid.
+        attention_mask: (batch, end), true or non-zero at valid tokens; `None` if all are valid.
+        tokens: (batch, length, ...), of which the shape is read.
+        past_length: how many tokens a cache holds of each row; a tensor where it counts them itself.
+        end: number of positions that the tokens may look at, if not `past_length` + length.
 
     Attributes:
-        mask: (batch, length) boolean mask of the aligned rows, true in column 0; `None` if all tokens are valid.
+        mask: (batch, end) boolean mask of the aligned rows, true in column 0; `None` if all tokens are valid.
+        new_tokens: where the tokens stand in the aligned rows.
     """
 
-    def __init__(self, attention_mask: torch.Tensor | None):
+    def __init__(
+        self,
+        attention_mask: torch.Tensor | None,
+        tokens: torch.Tensor,
+        past_length: int | torch.Tensor = 0,
+        end: int | None = None,
+    ):
+        length = tokens.shape[1]
+        end = past_length + length if end is None else end
+        start = past_length if isinstance(past_length, int) else None
+        column = torch.arange(length, device=tokens.device)
+        positions = (column + past_length)[None]
         self.mask: torch.Tensor | None = None
         self._forth: torch.Tensor | None = None
         self._back: torch.Tensor | None = None
-        if attention_mask is None:
-            return
-        mask = attention_mask.bool()
-        mask = mask | ~mask.any(-1, keepdim=True)
+        self._back_all: torch.Tensor | None = None
+        mask = None if attention_mask is None else attention_mask.bool()
         # what the data allows to leave out is left out, but a traced graph must serve every batch
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if not traced and mask.all():
-            return
-        self.mask = mask
-        if traced or not mask[:, 0].all():
-            first = mask.int().argmax(-1, keepdim=True)  # (B, 1): argmax takes the first of equals
-            column = torch.arange(mask.shape[1], device=mask.device)
-            self._forth = (column + first) % mask.shape[1]  # (B, L)
-            self._back = (column - first) % mask.shape[1]
-            self.mask = self.align(mask)
+        if mask is not None and (traced or not mask.all()):
+            self.mask = mask | ~mask.any(-1, keepdim=True)
+        if self.mask is not None and (traced or not self.mask[:, 0].all()):
+            first = self.mask.int().argmax(-1, keepdim=True)  # (B, 1): argmax takes the first of equals
+            every = torch.arange(end, device=tokens.device)
+            self.mask = self._roll(self.mask, (every + first) % end, 1)
+            self._back_all = (every - first) % end  # (B, end)
+            skipped = (first - past_length).clamp(min=0)
+            self._forth = (column + skipped) % length  # (B, L)
+            self._back = (column - skipped) % length
+            if start != 0:
+                positions, start = column + (past_length - first).clamp(min=0), None
+        new_mask = None if self.mask is None else self.mask.gather(1, positions.expand(len(self.mask), -1))
+        self.new_tokens = NewTokens(positions, start, new_mask, end)
 
     def align(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
-        """(batch, length, ...) -> the same, first valid tokens at position 0. One row is read as shared by all."""
+        """(batch, length, ...) -> the same, first valid tokens first. One row is read as shared by all."""
         return self._roll(tensor, self._forth, 1)
 
-    def restore(self, tensor: torch.Tensor, *dims: int) -> torch.Tensor:
-        """Undo `align` along `dims` of a tensor (batch, ...), the only one of them 1 unless given."""
-        for dim in dims or (1,):
-            tensor = self._roll(tensor, self._back, dim)
-        return tensor
+    def restore(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Undo `align`: (batch, length, ...)."""
+        return self._roll(tensor, self._back, 1)
+
+    def restore_weights(self, weights: torch.Tensor) -> torch.Tensor:
+        """(batch, heads, length, end) weights of the aligned rows, as those of the rows that were given."""
+        return self._roll(self._roll(weights, self._back, 2), self._back_all, 3)
 
     @staticmethod
     def _roll(tensor: torch.Tensor | None, index: torch.Tensor | None, dim: int) -> torch.Tensor | None:

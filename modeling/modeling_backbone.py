@@ -4,8 +4,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -13,6 +14,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_backbone import BackboneConfig
 from .left_alignment import LeftAlignment
+from .position_cache import NewTokens
 
 logger = logging.get_logger(__name__)
 
@@ -123,6 +125,14 @@ class BackbonePreTrainedModel(PreTrainedModel):
         # every attention reads the configuration at each call; Transformers would guess it from the source
         return True
 
+    @staticmethod
+    def create_masks_for_generate(attention_mask: torch.Tensor | None, past_key_values: Cache, **kwargs):
+        """`generate` asks for the mask of a static cache: (batch, length), with columns for tokens to come."""
+        if attention_mask is None:
+            return None
+        missing = past_key_values.get_max_length() - attention_mask.shape[1]
+        return nn.functional.pad(attention_mask, (0, missing), value=1)
+
     def resize_max_position_embeddings(self, max_position_embeddings: int) -> None:
         """
         Grow or shrink every tensor that is tied to the maximal length, in place.
@@ -194,30 +204,34 @@ class BackboneModel(BackbonePreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
         **kwargs,
-    ) -> BaseModelOutput:
+    ) -> BaseModelOutputWithPast:
         r"""
         Args:
             input_ids: (batch, length) token ids. Either these or `inputs_embeds`.
-            attention_mask: (batch, length), 1 at valid tokens, 0 at padding to the left, to the right or inside.
+            attention_mask: (batch, length), 1 at valid tokens, 0 at padding to the left, to the right or inside; with
+                a cache (batch, past + length).
             position_ids: (batch, length) or (1, length): where position embeddings and rotations are read; by default
                 a row's first valid token is at 0. Synthesised weights and blocks always count from that token.
             token_type_ids: (batch, length) token types, where the configuration has `type_vocab_size`.
             inputs_embeds: (batch, length, hidden_size) in place of the word embeddings.
+            past_key_values: a `DynamicCache` or `StaticCache` made with `config=model.config`, or returned before, that
+                holds the tokens before these. Causal models only.
+            use_cache: return a cache; a causal model does unless `config.use_cache` is false.
 
         Returns:
-            `last_hidden_state` (batch, length, hidden_size) and, on request, `hidden_states` (a tuple of
-            `num_hidden_layers + 1`) and, with `attn_implementation="eager"`, `attentions` (a tuple of
-            (batch, heads, length, length), one a layer). `output_attentions` also asks for whatever else the family
-            records, which stays in the frame where each row begins with its first valid token.
+            `last_hidden_state` (batch, length, hidden_size), `past_key_values`, and, on request, `hidden_states` (a
+            tuple of `num_hidden_layers + 1`) and, with `attn_implementation="eager"`, `attentions` (a tuple of
+            (batch, heads, length, past + length), one a layer). `output_attentions` also asks for whatever else the
+            family records, which stays in the frame where each row begins with its first valid token.
 
         Raises:
             ValueError: for input that the configuration does not admit, the maximal length above all.
         """
-        self._check_inputs(
-            input_ids, inputs_embeds, attention_mask, position_ids, token_type_ids, kwargs.get("use_cache")
-        )
-        if input_ids is not None:
+        self._check_inputs(input_ids, inputs_embeds, position_ids, token_type_ids)
+        if input_ids is not None and past_key_values is None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         if kwargs.get("output_attentions", self.config.output_attentions):
             if self.config._attn_implementation != "eager" and not torch.compiler.is_compiling():
@@ -226,13 +240,19 @@ class BackboneModel(BackbonePreTrainedModel):
                     "load the model with 'eager'"
                 )
             kwargs |= {f"output_{name}": True for name in self._can_record_outputs if name != "hidden_states"}
-        alignment = LeftAlignment(attention_mask)
+        tokens = inputs_embeds if input_ids is None else input_ids
+        past_key_values = self._prepare_cache(past_key_values, use_cache)
+        past_length, end = self._cached_lengths(past_key_values, tokens.shape[1])
+        attention_mask = self._check_mask(attention_mask, tokens, past_key_values, end)
+        alignment = LeftAlignment(attention_mask, tokens, past_length, end)
         outputs = self.encode(
             alignment.align(input_ids),
             attention_mask=alignment.mask,
             position_ids=alignment.align(position_ids),
             token_type_ids=alignment.align(token_type_ids),
             inputs_embeds=alignment.align(inputs_embeds),
+            past_key_values=past_key_values,
+            new_tokens=alignment.new_tokens,
             return_dict=True,
             **kwargs,
         )
@@ -240,7 +260,7 @@ class BackboneModel(BackbonePreTrainedModel):
         if outputs.get("hidden_states") is not None:
             outputs["hidden_states"] = tuple(alignment.restore(states) for states in outputs["hidden_states"])
         if outputs.get("attentions") is not None:
-            outputs["attentions"] = tuple(alignment.restore(weights, 2, 3) for weights in outputs["attentions"])
+            outputs["attentions"] = tuple(alignment.restore_weights(weights) for weights in outputs["attentions"])
         return outputs
 
     @capture_outputs
@@ -251,23 +271,67 @@ class BackboneModel(BackbonePreTrainedModel):
         position_ids: torch.Tensor | None,
         token_type_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
+        past_key_values: Cache | None,
+        new_tokens: NewTokens,
         **kwargs,
-    ) -> BaseModelOutput:
+    ) -> BaseModelOutputWithPast:
         """`forward` for rows whose first valid token is at position 0, with a boolean mask or `None`."""
-        tokens = inputs_embeds if input_ids is None else input_ids
         if position_ids is None:
-            position_ids = torch.arange(tokens.shape[1], device=tokens.device)[None]
+            position_ids = new_tokens.positions
         hidden_states = self.embeddings(input_ids, inputs_embeds, position_ids, token_type_ids)
         position_embeddings = None
         if self.config.position_embedding_type == "rope":
             position_embeddings = self.rotary_embeddings(hidden_states, position_ids)
         for layer in self.layers:
             hidden_states = layer(
-                hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings, **kwargs
+                hidden_states,
+                attention_mask=attention_mask,
+                position_embeddings=position_embeddings,
+                past_key_values=past_key_values,
+                new_tokens=new_tokens,
+                **kwargs,
             )
-        return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
-    def _check_inputs(self, input_ids, inputs_embeds, attention_mask, position_ids, token_type_ids, use_cache):
+    def _prepare_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
+        """The cache to use: the one given, a new one, or none."""
+        if past_key_values is None:
+            return DynamicCache(config=self.config) if use_cache and self.config.is_causal else None
+        if not self.config.is_causal:
+            raise ValueError("past_key_values was given, but is_causal=False: this model sees later tokens too")
+        if self.gradient_checkpointing and self.training:
+            raise ValueError(
+                "past_key_values was given, but activation checkpointing would fill it twice: switch it off"
+            )
+        if getattr(past_key_values, "layer_class_to_replicate", None) is DynamicLayer and not past_key_values.layers:
+            # a `DynamicCache()` made without the configuration, and still empty
+            past_key_values.layers = DynamicCache(config=self.config).layers
+            past_key_values.layer_class_to_replicate = None
+        layer_types = [getattr(layer, "_layer_type", None) for layer in getattr(past_key_values, "layers", [])]
+        if layer_types != self.config.layer_types:
+            raise ValueError(
+                f"past_key_values={past_key_values!r} is no cache of this model: make it with "
+                "DynamicCache(config=model.config) or StaticCache(config=model.config, max_cache_len=...)"
+            )
+        return past_key_values
+
+    def _cached_lengths(self, past_key_values: Cache | None, length: int) -> tuple[int | torch.Tensor, int]:
+        """How many tokens are in the cache, and how many positions there will be with `length` more."""
+        if past_key_values is None:
+            return 0, length
+        past_length = past_key_values.get_seq_length()
+        if isinstance(past_length, torch.Tensor):
+            if torch.compiler.is_compiling():
+                return past_length, min(past_key_values.get_max_length(), self.config.max_position_embeddings)
+            past_length = int(past_length)
+        if past_length + length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"{length} tokens after the {past_length} in past_key_values are more than "
+                f"max_position_embeddings={self.config.max_position_embeddings}"
+            )
+        return past_length, past_length + length
+
+    def _check_inputs(self, input_ids, inputs_embeds, position_ids, token_type_ids):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
@@ -276,11 +340,6 @@ class BackboneModel(BackbonePreTrainedModel):
                 f"the input has {shape[1]} tokens, but this model takes 1 to "
                 f"max_position_embeddings={self.config.max_position_embeddings}: truncate it, or call "
                 "resize_max_position_embeddings"
-            )
-        if attention_mask is not None and attention_mask.shape != shape:
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, but must have one value for each token, "
-                f"(batch, length) = {tuple(shape)}"
             )
         if position_ids is not None and position_ids.shape not in (shape, (1, shape[1])):
             raise ValueError(
@@ -292,5 +351,18 @@ class BackboneModel(BackbonePreTrainedModel):
                 "token_type_ids was given, but type_vocab_size=0: set it in the configuration, or call the tokenizer "
                 "with return_token_type_ids=False"
             )
-        if use_cache:
-            raise ValueError("use_cache=True is not supported: pass use_cache=False, which recomputes the prefix")
+
+    @staticmethod
+    def _check_mask(attention_mask, tokens, past_key_values, end):
+        """The mask, of `end` columns where there is a cache: a static one admits a mask of its own length."""
+        if attention_mask is None:
+            return None
+        given, shape = tuple(attention_mask.shape), (tokens.shape[0], end)
+        if past_key_values is not None and given == (shape[0], past_key_values.get_max_length()):
+            attention_mask = attention_mask[:, :end]
+        elif given != shape:
+            raise ValueError(
+                f"attention_mask has shape {given}, but must have one value for each token, those in the cache too, "
+                f"(batch, length) = {shape}"
+            )
+        return attention_mask

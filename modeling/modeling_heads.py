@@ -6,9 +6,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import (
-    CausalLMOutput,
+    CausalLMOutputWithPast,
     MaskedLMOutput,
     MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
@@ -95,6 +96,10 @@ class BackboneHead(BackbonePreTrainedModel):
         super().__init__(config)
         self.model = self.model_class(config)
 
+    def encode(self, *inputs: torch.Tensor | None, **kwargs) -> ModelOutput:
+        """The outputs of the base model, without a cache."""
+        return self.model(*inputs, **kwargs | {"return_dict": True, "use_cache": False})
+
 
 class BackboneForMaskedLM(BackboneHead):
     """
@@ -134,9 +139,7 @@ class BackboneForMaskedLM(BackboneHead):
         **kwargs,
     ) -> MaskedLMOutput:
         """`labels`: (batch, length) token ids, -100 where no loss is taken. `logits`: (batch, length, vocab_size)."""
-        outputs = self.model(
-            input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, return_dict=True, **kwargs
-        )
+        outputs = self.encode(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
         logits = self.mlm_decoder(self.mlm_head(outputs.last_hidden_state))
         loss = None
         if labels is not None:
@@ -162,18 +165,6 @@ class BackboneForCausalLM(BackboneHead, GenerationMixin):
     def set_output_embeddings(self, new_embeddings):
         self.lm_head = new_embeddings
 
-    def generate(self, *args, **kwargs):
-        """
-        Transformers' `generate`. There is no cache: each step recomputes the prefix (`use_cache=False`).
-
-        Raises:
-            ValueError: for `inputs_embeds`, which Transformers generates from with a cache only.
-        """
-        if kwargs.get("inputs_embeds") is not None:
-            raise ValueError("generate(inputs_embeds=...) needs a cache, which this model has not: pass input_ids")
-        kwargs.setdefault("use_cache", False)
-        return super().generate(*args, **kwargs)
-
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
         mask = model_kwargs.get("attention_mask")
         if mask is None:
@@ -181,6 +172,17 @@ class BackboneForCausalLM(BackboneHead, GenerationMixin):
         # positions count from a row's first valid token; Transformers would close the holes behind it
         first = mask.int().argmax(-1, keepdim=True)
         return (torch.arange(mask.shape[1], device=mask.device) - first).clamp(min=0)
+
+    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+        longest = self.config.max_position_embeddings
+        if generation_config.max_length > longest:
+            raise ValueError(
+                f"a prompt of {input_ids_length} tokens and max_new_tokens="
+                f"{generation_config.max_length - input_ids_length} (max_length={generation_config.max_length}) are "
+                f"more than max_position_embeddings={longest}: generate at most {longest - input_ids_length}, shorten "
+                "the prompt, or call resize_max_position_embeddings"
+            )
 
     @can_return_tuple
     def forward(
@@ -190,23 +192,33 @@ class BackboneForCausalLM(BackboneHead, GenerationMixin):
         position_ids: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        past_key_values: Cache | None = None,
         labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
-    ) -> CausalLMOutput:
+    ) -> CausalLMOutputWithPast:
         """
         `labels`: (batch, length) token ids, shifted inside, -100 where no loss is taken. `logits_to_keep`: how many
-        logits from the end, or which positions, to compute; 0 for all.
+        logits from the end, or which positions, to compute; 0 for all. The rest is as for the base model.
         """
         outputs = self.model(
-            input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, return_dict=True, **kwargs
+            input_ids,
+            attention_mask,
+            position_ids,
+            token_type_ids,
+            inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return with_recorded(CausalLMOutput(loss=loss, logits=logits), outputs)
+        return with_recorded(CausalLMOutputWithPast(loss=loss, logits=logits), outputs)
 
 
 class BackboneForSequenceClassification(BackboneHead):
@@ -239,9 +251,7 @@ class BackboneForSequenceClassification(BackboneHead):
         **kwargs,
     ) -> SequenceClassifierOutput:
         """`labels`: (batch,) classes or targets, or (batch, num_labels). `logits`: (batch, num_labels)."""
-        outputs = self.model(
-            input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, return_dict=True, **kwargs
-        )
+        outputs = self.encode(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
         pooled = pool(outputs.last_hidden_state, attention_mask, self.config.classifier_pooling)
         logits = self.sequence_classifier(pooled)
         loss = None
@@ -272,9 +282,7 @@ class BackboneForTokenClassification(BackboneHead):
         **kwargs,
     ) -> TokenClassifierOutput:
         """`labels`: (batch, length) classes, -100 where no loss is taken. `logits`: (batch, length, num_labels)."""
-        outputs = self.model(
-            input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, return_dict=True, **kwargs
-        )
+        outputs = self.encode(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
         logits = self.token_classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
@@ -305,9 +313,7 @@ class BackboneForQuestionAnswering(BackboneHead):
         **kwargs,
     ) -> QuestionAnsweringModelOutput:
         """`start_positions`, `end_positions`: (batch,) token indices; one at or past the length takes no loss."""
-        outputs = self.model(
-            input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, return_dict=True, **kwargs
-        )
+        outputs = self.encode(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
@@ -349,7 +355,7 @@ class BackboneForMultipleChoice(BackboneHead):
             tensor if tensor is None else tensor.flatten(0, 1)
             for tensor in (input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds)
         ]
-        outputs = self.model(*flat, return_dict=True, **kwargs)
+        outputs = self.encode(*flat, **kwargs)
         pooled = pool(outputs.last_hidden_state, flat[1], self.config.classifier_pooling)
         logits = self.choice_classifier(pooled).view(-1, num_choices)
         loss = None

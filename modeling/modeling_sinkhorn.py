@@ -3,12 +3,13 @@
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.configuration_sinkhorn import SinkhornConfig
-from .dot_product_attention import literal_attention, masked_attention, split_heads
+from .dot_product_attention import literal_attention, masked_attention, seen_attention, seen_softmax, split_heads
 from .modeling_backbone import BackboneLayer, BackboneModel, BackbonePreTrainedModel
 from .modeling_heads import (
     BackboneForCausalLM,
@@ -18,6 +19,7 @@ from .modeling_heads import (
     BackboneForSequenceClassification,
     BackboneForTokenClassification,
 )
+from .position_cache import NewTokens
 from .sinkhorn_attention import (
     causal_pool_blocks,
     causal_sinkhorn,
@@ -28,6 +30,7 @@ from .sinkhorn_attention import (
     sinkhorn_attention,
     to_blocks,
 )
+from .sinkhorn_cache import SortedBlock, block_counts, block_runs, decode, next_pooled, sort_past_blocks
 
 
 def sort_heads(config: SinkhornConfig) -> int:
@@ -47,11 +50,11 @@ class LinearSortNet(nn.Module):
         init.normal_(self.weight, std=std)
         init.zeros_(self.bias)
 
-    def forward(self, pooled):
-        """(B, n, d) -> (B, H, n, n)"""
-        n = pooled.shape[1]
-        weight, bias = self.weight[:, :n].to(pooled.dtype), self.bias[:, None, :n].to(pooled.dtype)
-        return pooled[:, None] @ weight.transpose(-1, -2) + bias
+    def forward(self, rows, columns):
+        """Pooled blocks (B, r, d) and (B, n, d) -> (B, H, r, n)"""
+        n = columns.shape[1]
+        weight, bias = self.weight[:, :n].to(rows.dtype), self.bias[:, None, :n].to(rows.dtype)
+        return rows[:, None] @ weight.transpose(-1, -2) + bias
 
 
 class MLPSortNet(nn.Module):
@@ -70,12 +73,12 @@ class MLPSortNet(nn.Module):
             init.normal_(weight, std=std)
             init.zeros_(bias)
 
-    def forward(self, pooled):
-        """(B, n, d) -> (B, H, n, n)"""
-        n = pooled.shape[1]
+    def forward(self, rows, columns):
+        """Pooled blocks (B, r, d) and (B, n, d) -> (B, H, r, n)"""
+        n = columns.shape[1]
         tensors = (self.input_weight, self.input_bias, self.output_weight[:, :n], self.output_bias[:, :n])
-        w1, b1, w2, b2 = (tensor.to(pooled.dtype) for tensor in tensors)
-        hidden = (pooled[:, None] @ w1.transpose(-1, -2) + b1[:, None]).relu()  # (B, H, n, d / H)
+        w1, b1, w2, b2 = (tensor.to(rows.dtype) for tensor in tensors)
+        hidden = (rows[:, None] @ w1.transpose(-1, -2) + b1[:, None]).relu()  # (B, H, r, d / H)
         return hidden @ w2.transpose(-1, -2) + b2[:, None]
 
 
@@ -93,11 +96,10 @@ class BilinearSortNet(nn.Module):
         init.normal_(self.query_weight, std=std)
         init.normal_(self.key_weight, std=std)
 
-    def forward(self, pooled):
-        """(B, n, d) -> (B, H, n, n)"""
-        pooled = pooled[:, None]
-        queries = pooled @ self.query_weight.to(pooled.dtype).transpose(-1, -2)  # (B, H, n, w)
-        keys = pooled @ self.key_weight.to(pooled.dtype).transpose(-1, -2)
+    def forward(self, rows, columns):
+        """Pooled blocks (B, r, d) and (B, n, d) -> (B, H, r, n)"""
+        queries = rows[:, None] @ self.query_weight.to(rows.dtype).transpose(-1, -2)  # (B, H, r, w)
+        keys = columns[:, None] @ self.key_weight.to(rows.dtype).transpose(-1, -2)  # (B, H, n, w)
         return queries @ keys.transpose(-1, -2) * self.scaling
 
 
@@ -117,16 +119,34 @@ class BlockSort(nn.Module):
         config = self.config
         pool = causal_pool_blocks if config.is_causal else pool_blocks
         pooled = pool(hidden_states, mask, config.block_size, config.block_pooling)  # (B, n, d)
-        # sums over many tokens would overflow half precision
-        with torch.autocast(pooled.device.type, enabled=False):
-            logits = self.net(pooled)
-        if self.training and config.gumbel_noise:
-            logits = logits + gumbel_noise(logits)
-        logits = logits / config.sinkhorn_temperature
         blocks = None if mask is None else to_blocks(mask, config.block_size, -1).any(-1)[:, None]  # (B, 1, n)
-        balance = causal_sinkhorn if config.is_causal else sinkhorn
-        matrices = balance(logits, blocks, config.sinkhorn_iterations if config.is_balanced else 0)
-        return matrices.expand(-1, config.num_attention_heads, -1, -1)
+        return self.matrices(pooled, blocks)
+
+    def logits(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Pooled blocks (B, r, d) and (B, n, d) -> (B, H, r, n), noise and temperature included."""
+        # sums over many tokens would overflow half precision
+        with torch.autocast(rows.device.type, enabled=False):
+            logits = self.net(rows, columns)
+        if self.training and self.config.gumbel_noise:
+            logits = logits + gumbel_noise(logits)
+        return logits / self.config.sinkhorn_temperature
+
+    def matrices(self, pooled: torch.Tensor, blocks: torch.Tensor | None) -> torch.Tensor:
+        """(B, n, d) and (B, 1, n), true at blocks that hold a valid token, or `None` -> (B, H, n, n)."""
+        balance = causal_sinkhorn if self.config.is_causal else sinkhorn
+        iterations = self.config.sinkhorn_iterations if self.config.is_balanced else 0
+        matrices = balance(self.logits(pooled, pooled), blocks, iterations)
+        return matrices.expand(-1, self.config.num_attention_heads, -1, -1)
+
+    def row(self, pooled: torch.Tensor, blocks: torch.Tensor | None, block: torch.Tensor) -> torch.Tensor:
+        """Row i of the causal `matrices`: i is `block`, (B,) -> (B, H, n)."""
+        index = block[:, None, None]
+        if self.config.is_balanced:
+            return self.matrices(pooled, blocks).take_along_dim(index[..., None], 2)[:, :, 0]
+        seen = torch.arange(pooled.shape[1], device=pooled.device) < index  # (B, 1, n)
+        seen = seen if blocks is None else seen & blocks
+        row = seen_softmax(self.logits(pooled.take_along_dim(index, 1), pooled), seen[:, :, None])
+        return row[:, :, 0].expand(-1, self.config.num_attention_heads, -1)
 
 
 class SinkhornAttention(nn.Module):
@@ -160,32 +180,145 @@ class SinkhornAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        new_tokens: NewTokens | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
-            hidden_states: (B, L, d), the first valid token of each row at position 0.
-            attention_mask: (B, L), true at valid tokens, or `None`.
+            hidden_states: (B, L, d), the first valid token of each row at position 0, or with a cache the next ones.
+            attention_mask: (B, T), true at valid tokens, those in the cache too, or `None`.
             position_embeddings: cosines and sines of the rotary embedding, (1 or B, L, dh) each, or `None`.
+            past_key_values: the cache of the model, or `None`.
+            new_tokens: where the tokens stand in it.
 
         Returns:
-            (B, L, d), and the effective weights (B, H, L, L) in the eager form.
+            (B, L, d), and the effective weights (B, H, L, T) in the eager form.
         """
         heads = self.config.num_attention_heads
         queries, keys, values = (split_heads(x(hidden_states), heads) for x in (self.query, self.key, self.value))
         if position_embeddings is not None:
             queries, keys = apply_rotary_pos_emb(queries, keys, *position_embeddings)
         queries = queries * self.scaling  # (B, H, L, dh)
-        if attention_mask is not None:
-            padding = ~attention_mask[:, None, :, None]
+        new_mask = attention_mask if new_tokens is None else new_tokens.mask
+        if new_mask is not None:
+            padding = ~new_mask[:, None, :, None]
             keys, values = keys.masked_fill(padding, 0.0), values.masked_fill(padding, 0.0)
-        matrices = None if self.sort is None else self.sort(hidden_states, attention_mask)
         weights = None
-        if self.config._attn_implementation == "eager":
-            outputs, weights = self.eager(queries, keys, values, matrices, attention_mask)
+        if past_key_values is not None and new_tokens.start != 0:
+            states = self.cached(hidden_states, keys, values, past_key_values, new_tokens)
+            outputs, weights = self.decode(queries, *states, attention_mask, past_key_values, new_tokens)
         else:
-            outputs = self.fast(queries, keys, values, matrices, attention_mask)
+            if past_key_values is not None:
+                self.cached(hidden_states, keys, values, past_key_values, new_tokens)
+                self.begin(hidden_states, keys, attention_mask, past_key_values)
+            matrices = None if self.sort is None else self.sort(hidden_states, attention_mask)
+            if self.config._attn_implementation == "eager":
+                outputs, weights = self.eager(queries, keys, values, matrices, attention_mask)
+            else:
+                outputs = self.fast(queries, keys, values, matrices, attention_mask)
         return self.output(outputs.transpose(1, 2).flatten(2)), weights
+
+    def cached(self, hidden_states, keys, values, past_key_values, new_tokens):
+        """Put the new tokens into the cache: keys, values and inputs of all tokens, (B, H or 1, T, dh or d)."""
+        inputs = hidden_states[..., :0] if self.sort is None else hidden_states
+        if new_tokens.mask is not None:
+            inputs = inputs.masked_fill(~new_tokens.mask[..., None], 0.0)
+        keys, others = past_key_values.update(keys, values, self.layer_idx, new_tokens, inputs=inputs[:, None])
+        return tuple(x[:, :, : new_tokens.end] for x in (keys, *others))
+
+    def begin(self, hidden_states, keys, mask, past_key_values):
+        """What a cache holds of the sort after its first tokens."""
+        if self.sort is None:
+            return
+        config = self.config
+        pooling = "first" if config.block_pooling == "first" else "sum"
+        pooled = causal_pool_blocks(hidden_states, mask, config.block_size, pooling)[:, None]
+        pooled = nn.functional.pad(pooled, (0, 0, 0, config.num_blocks - pooled.shape[2]))
+        unknown = SortedBlock.unknown(keys, config.block_size, config.num_blocks)
+        past_key_values.layers[self.layer_idx].keep(pooled, unknown)
+
+    def decode(self, queries, keys, values, inputs, mask, past_key_values, new_tokens):
+        """
+        The rows of new tokens: (B, H, L, dh), (B, H, T, dh) twice, (B, 1, T, d) -> (B, H, L, dh) and, in the eager form,
+        the effective weights (B, H, L, T).
+        """
+        config, dropout = self.config, self.options[-1]
+        need_weights = config._attn_implementation == "eager"
+        outputs, weights = [], []
+        for start, stop in block_runs(new_tokens, config.block_size):
+            run = new_tokens.part(start, stop)
+            sorted_block = None
+            if self.sort is not None:
+                sorted_block = self.sorted_block(
+                    keys, values, inputs, mask, past_key_values.layers[self.layer_idx], run
+                )
+            rows = queries[:, :, start:stop]
+            own = decode(
+                rows, keys, values, sorted_block, mask, run, config.block_size, config.combine, dropout, need_weights
+            )
+            if config.mix_dot_product:
+                full = seen_attention(rows @ keys.transpose(-1, -2), values, run.seen(mask), dropout)
+                own = own[0] + full[0], own[1] + full[1] if need_weights else None
+            outputs.append(own[0])
+            weights.append(own[1])
+        return torch.cat(outputs, 2), torch.cat(weights, 2) if need_weights else None
+
+    def sorted_block(self, keys, values, inputs, mask, layer, new_tokens):
+        """What the sort brings to the block of the new tokens, from the cache's layer where that knows it."""
+        first = new_tokens.positions[:, 0].expand(keys.shape[0])
+        block = first // self.config.block_size
+        # a block is known as long as its first token stays
+        stale = (block != layer.sorted.block) | (first % self.config.block_size == 0)  # (B,)
+        tensors = keys, values, inputs, layer.pooled, block
+        tensors = tensors if mask is None else (*tensors, mask)
+        if torch.compiler.is_compiling():
+
+            def work_out(stale, old, tensors):
+                fresh = self.next_block(*tensors)
+                return tuple(torch.where(stale.view(-1, *[1] * (x.dim() - 1)), y, x) for x, y in zip(old, fresh))
+
+            def leave(stale, old, tensors):
+                return tuple(x.clone() for x in old)
+
+            old = (layer.pooled, *layer.sorted)
+            pooled, *known = torch.cond(stale.any(), work_out, leave, (stale, old, tensors))
+            layer.keep(pooled, SortedBlock(*known))
+            return layer.sorted
+        rows = stale.nonzero().flatten()
+        # one by one, unless it is all of them
+        for some in rows.split(len(rows) if len(rows) == len(stale) else 1) if len(rows) else ():
+            chosen = slice(int(some[0]), int(some[-1]) + 1)
+            fresh = self.next_block(*[x[chosen] for x in tensors])
+            old = (layer.pooled, *layer.sorted)
+            pooled, *known = [
+                y if len(x) == len(y) else x.index_copy(0, some, y) for x, y in zip(old, fresh, strict=True)
+            ]
+            layer.keep(pooled, SortedBlock(*known))
+        return layer.sorted
+
+    def next_block(self, keys, values, inputs, pooled, block, mask=None):
+        """
+        The pooled blocks with that of `block`, (B,), and what the sort brings to it: a tuple of `pooled` and the tensors
+        of `SortedBlock`.
+        """
+        config = self.config
+        size, pooling = config.block_size, config.block_pooling
+        latest = next_pooled(pooled, inputs, mask, block, size, pooling)
+        pooled = pooled.scatter(2, block[:, None, None, None].expand_as(latest), latest)
+        # no later block is needed, where that can be known
+        n = config.num_blocks if torch.compiler.is_compiling() else int(block.max()) + 1
+        candidates = pooled[:, 0, :n]
+        if pooling == "mean":
+            candidates = candidates / block_counts(mask, n, size, pooled)
+        blocks = None
+        if mask is not None:
+            blocks = to_blocks(mask, size, -1).any(-1)[:, :n]
+            blocks = nn.functional.pad(blocks, (0, n - blocks.shape[1]))[:, None]
+        shares = self.sort.row(candidates, blocks, block)
+        known = sort_past_blocks(shares, keys, values, mask, block, size)
+        shares = nn.functional.pad(known.shares, (0, config.num_blocks - n))
+        return pooled, *known._replace(shares=shares)
 
     @property
     def options(self) -> tuple:

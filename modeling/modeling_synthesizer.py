@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ..configuration.configuration_synthesizer import SynthesizerConfig
-from .dot_product_attention import literal_attention, split_heads
+from .dot_product_attention import literal_attention, seen_attention, split_heads
 from .modeling_backbone import BackboneLayer, BackboneModel, BackbonePreTrainedModel
 from .modeling_heads import (
     BackboneForCausalLM,
@@ -17,6 +18,7 @@ from .modeling_heads import (
     BackboneForSequenceClassification,
     BackboneForTokenClassification,
 )
+from .position_cache import NewTokens
 from .synthesizer_attention import (
     Logits,
     add_logits,
@@ -26,6 +28,13 @@ from .synthesizer_attention import (
     shared_attention,
     shared_weights,
 )
+
+
+def rows_at(weight: torch.Tensor, new_tokens: NewTokens) -> torch.Tensor:
+    """(H, N, w) -> (1 or B, H, L, w), the rows of new tokens."""
+    if new_tokens.start is not None:
+        return weight[None, :, new_tokens.start : new_tokens.start + new_tokens.positions.shape[1]]
+    return weight[:, new_tokens.positions].transpose(0, 1)
 
 
 class DotProduct(nn.Module):
@@ -45,13 +54,13 @@ class DotProduct(nn.Module):
             queries, keys = apply_rotary_pos_emb(queries, keys, *position_embeddings)
         return queries, keys
 
-    def forward(self, hidden_states, position_embeddings):
-        """(B, L, d) -> (B, H, L, L)"""
-        queries, keys = self.queries_and_keys(hidden_states, position_embeddings)
+    def forward(self, hidden_states, queries_and_keys, new_tokens):
+        """Queries (B, H, L, dh) and keys (B, H, T, dh) -> (B, H, L, T), the rows of S of the new tokens."""
+        queries, keys = queries_and_keys
         return queries @ keys.transpose(-1, -2) * self.scaling
 
-    def terms(self, hidden_states, position_embeddings) -> Logits:
-        queries, keys = self.queries_and_keys(hidden_states, position_embeddings)
+    def terms(self, hidden_states, queries_and_keys) -> Logits:
+        queries, keys = queries_and_keys
         return Logits(queries=queries * self.scaling, keys=keys)
 
 
@@ -71,13 +80,14 @@ class Dense(nn.Module):
         init.normal_(self.weight, std=std)
         init.zeros_(self.bias)
 
-    def forward(self, hidden_states, position_embeddings):
-        """(B, L, d) -> (B, H, L, L)"""
-        length = hidden_states.shape[1]
+    def forward(self, hidden_states, queries_and_keys, new_tokens):
+        """(B, L, d) -> (B, H, L, T)"""
         hidden = split_heads(self.input(hidden_states).relu(), self.num_heads)  # (B, H, L, s)
-        return hidden @ self.weight[:, :length].transpose(-1, -2) + self.bias[:, None, :length]
+        weight, bias = self.weight[:, : new_tokens.end], self.bias[:, None, : new_tokens.end]
+        # one product for the batch, which reads the weight once
+        return torch.einsum("bhls,hts->bhlt", hidden, weight) + bias
 
-    def terms(self, hidden_states, position_embeddings) -> Logits:
+    def terms(self, hidden_states, queries_and_keys) -> Logits:
         length = hidden_states.shape[1]
         hidden = split_heads(self.input(hidden_states).relu(), self.num_heads)
         return Logits(queries=hidden, keys=self.weight[None, :, :length], key_bias=self.bias[None, :, :length])
@@ -98,13 +108,13 @@ class Random(nn.Module):
         # not the small range of other weights: logits that differ are what sets a random synthesizer apart
         init.normal_(self.weight, std=1.0)
 
-    def forward(self, hidden_states, position_embeddings):
-        """(B, L, d) -> (1, H, L, L)"""
-        length = hidden_states.shape[1]
-        return self.weight[None, :, :length, :length]
+    def forward(self, hidden_states, queries_and_keys, new_tokens):
+        """(B, L, d) -> (1 or B, H, L, T)"""
+        return rows_at(self.weight[..., : new_tokens.end], new_tokens)
 
-    def terms(self, hidden_states, position_embeddings) -> Logits:
-        return Logits(matrix=self(hidden_states, position_embeddings)[0])
+    def terms(self, hidden_states, queries_and_keys) -> Logits:
+        length = hidden_states.shape[1]
+        return Logits(matrix=self.weight[:, :length, :length])
 
 
 class FixedRandom(Random):
@@ -129,12 +139,12 @@ class FactorizedRandom(nn.Module):
         for weight in (self.query_weight, self.key_weight):
             init.normal_(weight, std=weight.shape[-1] ** -0.25)
 
-    def forward(self, hidden_states, position_embeddings):
-        """(B, L, d) -> (1, H, L, L)"""
-        length = hidden_states.shape[1]
-        return self.query_weight[None, :, :length] @ self.key_weight[None, :, :length].transpose(-1, -2)
+    def forward(self, hidden_states, queries_and_keys, new_tokens):
+        """(B, L, d) -> (1 or B, H, L, T)"""
+        queries = rows_at(self.query_weight, new_tokens)
+        return torch.einsum("bhlk,htk->bhlt", queries, self.key_weight[:, : new_tokens.end])
 
-    def terms(self, hidden_states, position_embeddings) -> Logits:
+    def terms(self, hidden_states, queries_and_keys) -> Logits:
         length = hidden_states.shape[1]
         return Logits(queries=self.query_weight[None, :, :length], keys=self.key_weight[None, :, :length])
 
@@ -160,16 +170,16 @@ class FactorizedDense(nn.Module):
         init.zeros_(self.slow_bias)
         init.zeros_(self.fast_bias)
 
-    def terms(self, hidden_states, position_embeddings) -> Logits:
+    def terms(self, hidden_states, queries_and_keys) -> Logits:
         hidden = split_heads(self.input(hidden_states).relu(), self.num_heads)  # (B, H, L, s)
         slow = hidden @ self.slow_weight + self.slow_bias  # (B, H, L, a)
         fast = hidden @ self.fast_weight + self.fast_bias  # (B, H, L, b)
         return Logits(slow=slow, fast=fast)
 
-    def forward(self, hidden_states, position_embeddings):
-        """(B, L, d) -> (B, H, L, L)"""
-        terms = self.terms(hidden_states, position_embeddings)
-        return expand_factors(terms.slow, terms.fast, hidden_states.shape[1])
+    def forward(self, hidden_states, queries_and_keys, new_tokens):
+        """(B, L, d) -> (B, H, L, T)"""
+        terms = self.terms(hidden_states, None)
+        return expand_factors(terms.slow, terms.fast, new_tokens.end)
 
 
 MEMBERS = {
@@ -224,53 +234,77 @@ class SynthesizerAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        new_tokens: NewTokens | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
-            hidden_states: (B, L, d), the first valid token of each row at position 0.
-            attention_mask: (B, L), true at valid tokens, or `None`.
+            hidden_states: (B, L, d), the first valid token of each row at position 0, or with a cache the next ones.
+            attention_mask: (B, T), true at valid tokens, those in the cache too, or `None`.
             position_embeddings: cosines and sines of the rotary embedding, (1 or B, L, dh) each, or `None`.
+            past_key_values: the cache of the model, or `None`.
+            new_tokens: where the tokens stand in it.
 
         Returns:
-            (B, L, d), and the weights (B, H, L, L) in the eager form.
+            (B, L, d), and the weights (B, H, L, T) in the eager form.
         """
         values = split_heads(self.value(hidden_states), self.config.num_attention_heads)  # (B, H, L, dh)
+        queries = keys = values[..., :0]
+        if "dot_product" in self.members:
+            queries, keys = self.members["dot_product"].queries_and_keys(hidden_states, position_embeddings)
+        if past_key_values is not None:
+            # keys only where a member compares with them
+            keys, values = past_key_values.update(keys, values, self.layer_idx, new_tokens)
+            keys, values = keys[:, :, : new_tokens.end], values[:, :, : new_tokens.end]  # (B, H, T, dh)
+        inputs = hidden_states, (queries, keys), values, attention_mask
         weights = None
-        if self.config._attn_implementation == "eager":
-            outputs, weights = self.eager(hidden_states, values, attention_mask, position_embeddings)
+        if past_key_values is not None and new_tokens.start != 0:
+            outputs, weights = self.decode(*inputs, new_tokens)
+        elif self.config._attn_implementation == "eager":
+            outputs, weights = self.eager(*inputs)
         else:
-            outputs = self.fast(hidden_states, values, attention_mask, position_embeddings)
+            outputs = self.fast(*inputs)
         return self.output(outputs.transpose(1, 2).flatten(2)), weights
 
-    def eager(self, hidden_states, values, mask, position_embeddings):
+    def eager(self, hidden_states, queries_and_keys, values, mask):
         """The paper, literally: (B, L, d) and (B, H, L, dh) -> (B, H, L, dh) and the weights (B, H, L, L)."""
-        logits = [member(hidden_states, position_embeddings) for member in self.members.values()]
-        if self.mixture is not None:
-            alphas = self.mixture.softmax(-1).unbind(-1)  # (H,) each
-            logits = [alpha[:, None, None] * member for alpha, member in zip(alphas, logits, strict=True)]
-        return literal_attention(sum(logits), values, mask, self.config.is_causal, self.dropout)
+        logits = self.logits(hidden_states, queries_and_keys, NewTokens.all(hidden_states))
+        return literal_attention(logits, values, mask, self.config.is_causal, self.dropout)
 
-    def fast(self, hidden_states, values, mask, position_embeddings):
-        """The same, by the form that serves the members: (B, L, d) and (B, H, L, dh) -> (B, H, L, dh)."""
+    def decode(self, hidden_states, queries_and_keys, values, mask, new_tokens):
+        """The same for new tokens and a cache: (B, L, d) and (B, H, T, dh) -> (B, H, L, dh), weights (B, H, L, T)."""
+        logits = self.logits(hidden_states, queries_and_keys, new_tokens)
+        return seen_attention(logits, values, new_tokens.seen(mask), self.dropout)
+
+    def fast(self, hidden_states, queries_and_keys, values, mask):
+        """As `eager`, by the form that serves the members: (B, L, d) and (B, H, L, dh) -> (B, H, L, dh)."""
         if self.only_features:
-            terms = self.mixed_terms(hidden_states, position_embeddings)
+            terms = self.mixed_terms(hidden_states, queries_and_keys)
             return feature_attention(terms, values, mask, self.config.is_causal, self.dropout)
         if self.dropout:
             # weights that the batch shares, or that are recomputed, cannot be dropped for each row of the batch
-            return self.eager(hidden_states, values, mask, position_embeddings)[0]
+            return self.eager(hidden_states, queries_and_keys, values, mask)[0]
         if self.only_matrices:
             return shared_attention(self.shared_weights(hidden_states, values.dtype), values, mask)
-        terms = self.mixed_terms(hidden_states, position_embeddings)
+        terms = self.mixed_terms(hidden_states, queries_and_keys)
         return blocked_attention(terms, values, mask, self.config.is_causal)
+
+    def logits(self, hidden_states, queries_and_keys, new_tokens):
+        """The rows of S of new tokens, (B, L, d) -> (1 or B, H, L, T): the sum of the members', alpha multiplied in."""
+        logits = [member(hidden_states, queries_and_keys, new_tokens) for member in self.members.values()]
+        if self.mixture is not None:
+            alphas = self.mixture.softmax(-1).unbind(-1)  # (H,) each
+            logits = [alpha[:, None, None] * member for alpha, member in zip(alphas, logits, strict=True)]
+        return sum(logits[1:], logits[0])
 
     @property
     def dropout(self) -> float:
         return self.config.attention_dropout if self.training else 0.0
 
-    def mixed_terms(self, hidden_states, position_embeddings) -> Logits:
+    def mixed_terms(self, hidden_states, queries_and_keys) -> Logits:
         """The terms of all members as those of one: features concatenated, matrices added, alpha multiplied in."""
-        members = [member.terms(hidden_states, position_embeddings) for member in self.members.values()]
+        members = [member.terms(hidden_states, queries_and_keys) for member in self.members.values()]
         if self.mixture is not None:
             alphas = self.mixture.softmax(-1).unbind(-1)
             members = [member.scaled(alpha) for alpha, member in zip(alphas, members, strict=True)]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from .dot_product_attention import HIDDEN, fused_attention
+from .dot_product_attention import HIDDEN, fused_attention, seen_softmax
 
 
 def sinkhorn(logits: torch.Tensor, mask: torch.Tensor | None, iterations: int) -> torch.Tensor:
@@ -318,12 +318,9 @@ def literal_sinkhorn_attention(
     else:
         own_logits = queries @ keys.transpose(-1, -2)  # (B, H, n, b, b)
         sorted_logits = queries @ sorted_keys.transpose(-1, -2) + log_mass[..., None, :]
-        own_seen = valid[..., None, :].expand_as(own_logits)
-        own_seen = own_seen.tril() if is_causal else own_seen
-        sorted_seen = (mass > 0)[..., None, :].expand_as(own_logits)
-        if combine == "logits" and is_causal:
-            sorted_seen = sorted_seen.tril()
-        slots = slot_weights(sorted_logits, own_logits, sorted_seen, own_seen, combine)
+        past = torch.ones_like(own_logits[0, 0, 0], dtype=torch.bool)
+        past = past.tril() if is_causal else past
+        slots = slot_weights(sorted_logits, own_logits, mass > 0, valid, past, combine)
         sorted_weights, own_weights = (F.dropout(x.to(values.dtype), dropout) for x in slots)
         effective = torch.einsum("bhist,bhijt->bhisjt", sorted_weights, shares)
         in_place = torch.eye(n, dtype=values.dtype, device=values.device)[:, None, :, None]  # (n, 1, n, 1)
@@ -335,25 +332,33 @@ def literal_sinkhorn_attention(
 def slot_weights(
     sorted_logits: torch.Tensor,
     own_logits: torch.Tensor,
-    sorted_seen: torch.Tensor,
-    own_seen: torch.Tensor,
+    arrived: torch.Tensor,
+    valid: torch.Tensor,
+    past: torch.Tensor,
     combine: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights of the sorted and of the own slots from their logits and what is seen, all of them (B, H, n, b, b)."""
+    """
+    The weights of the sorted and of the own slots.
+
+    Args:
+        sorted_logits, own_logits: (B, H, n, rows, b), of some queries of each block.
+        arrived: (B, H, n, b), true at the sorted slots where anything valid arrives.
+        valid: (1 or B, 1, n, b), true at the own slots that hold a valid token.
+        past: true where a query may see an own slot, broadcast to the logits.
+
+    Returns:
+        Two of (B, H, n, rows, b).
+    """
+    sorted_seen = arrived[..., None, :].expand_as(sorted_logits)
+    own_seen = (valid[..., None, :] & past).expand_as(own_logits)
     if combine == "sum":
         return seen_softmax(sorted_logits, sorted_seen), seen_softmax(own_logits, own_seen)
     if combine == "logits":
         # a block that nothing is moved to, such as the first of a causal model, has but its own
-        moved = sorted_seen.any((-1, -2), keepdim=True)  # (B, H, n, 1, 1)
+        moved = arrived.any(-1)[..., None, None]  # (B, H, n, 1, 1)
         logits = own_logits + sorted_logits.masked_fill(~moved, 0.0)
-        weights = seen_softmax(logits, torch.where(moved, sorted_seen, own_seen))
+        weights = seen_softmax(logits, torch.where(moved, sorted_seen & past, own_seen))
         return weights * moved, weights * ~moved
-    logits = torch.cat((sorted_logits, own_logits), dim=-1)  # (B, H, n, b, 2 b)
+    logits = torch.cat((sorted_logits, own_logits), dim=-1)  # (B, H, n, rows, 2 b)
     sorted_weights, own_weights = seen_softmax(logits, torch.cat((sorted_seen, own_seen), dim=-1)).chunk(2, dim=-1)
     return sorted_weights, own_weights
-
-
-def seen_softmax(logits: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Softmax over what is seen, in at least float32; 0 elsewhere, and everywhere where nothing is seen."""
-    precise = torch.promote_types(logits.dtype, torch.float32)
-    return logits.to(precise).masked_fill(~seen, HIDDEN).softmax(-1).masked_fill(~seen, 0.0)
