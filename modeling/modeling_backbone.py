@@ -282,7 +282,8 @@ class BackboneModel(BackbonePreTrainedModel):
         position_embeddings = None
         if self.config.position_embedding_type == "rope":
             position_embeddings = self.rotary_embeddings(hidden_states, position_ids)
-        for layer in self.layers:
+        # self-assisted generation drafts with the first layers
+        for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer(
                 hidden_states,
                 attention_mask=attention_mask,

@@ -240,19 +240,16 @@ class SinkhornAttention(nn.Module):
 
     def decode(self, queries, keys, values, inputs, mask, past_key_values, new_tokens):
         """
-        The rows of new tokens: (B, H, L, dh), (B, H, T, dh) twice, (B, 1, T, d) -> (B, H, L, dh) and, in the eager form,
-        the effective weights (B, H, L, T).
+        The rows of new tokens: queries (B, H, L, dh), keys and values (B, H, T, dh) and inputs (B, 1, T, d) of all ->
+        (B, H, L, dh) and, in the eager form, the effective weights (B, H, L, T).
         """
         config, dropout = self.config, self.options[-1]
         need_weights = config._attn_implementation == "eager"
+        layer = past_key_values.layers[self.layer_idx]
         outputs, weights = [], []
         for start, stop in block_runs(new_tokens, config.block_size):
             run = new_tokens.part(start, stop)
-            sorted_block = None
-            if self.sort is not None:
-                sorted_block = self.sorted_block(
-                    keys, values, inputs, mask, past_key_values.layers[self.layer_idx], run
-                )
+            sorted_block = self.sorted_block(keys, values, inputs, mask, layer, run)
             rows = queries[:, :, start:stop]
             own = decode(
                 rows, keys, values, sorted_block, mask, run, config.block_size, config.combine, dropout, need_weights
@@ -265,7 +262,9 @@ class SinkhornAttention(nn.Module):
         return torch.cat(outputs, 2), torch.cat(weights, 2) if need_weights else None
 
     def sorted_block(self, keys, values, inputs, mask, layer, new_tokens):
-        """What the sort brings to the block of the new tokens, from the cache's layer where that knows it."""
+        """What the sort brings to the block of the new tokens, kept in the cache's layer; `None` without a sort."""
+        if self.sort is None:
+            return None
         first = new_tokens.positions[:, 0].expand(keys.shape[0])
         block = first // self.config.block_size
         # a block is known as long as its first token stays
@@ -276,14 +275,15 @@ class SinkhornAttention(nn.Module):
 
             def work_out(stale, old, tensors):
                 fresh = self.next_block(*tensors)
-                return tuple(torch.where(stale.view(-1, *[1] * (x.dim() - 1)), y, x) for x, y in zip(old, fresh))
+                pairs = zip(old, fresh, strict=True)
+                return tuple(torch.where(stale.view(-1, *[1] * (x.dim() - 1)), y, x) for x, y in pairs)
 
             def leave(stale, old, tensors):
                 return tuple(x.clone() for x in old)
 
             old = (layer.pooled, *layer.sorted)
-            pooled, *known = torch.cond(stale.any(), work_out, leave, (stale, old, tensors))
-            layer.keep(pooled, SortedBlock(*known))
+            known = torch.cond(stale.any(), work_out, leave, (stale, old, tensors))
+            layer.keep(known[0], SortedBlock(*known[1:]))
             return layer.sorted
         rows = stale.nonzero().flatten()
         # one by one, unless it is all of them
@@ -299,8 +299,8 @@ class SinkhornAttention(nn.Module):
 
     def next_block(self, keys, values, inputs, pooled, block, mask=None):
         """
-        The pooled blocks with that of `block`, (B,), and what the sort brings to it: a tuple of `pooled` and the tensors
-        of `SortedBlock`.
+        The pooled blocks with that of `block`, (B,), and what the sort brings to it: a tuple of `pooled` and the
+        tensors of a `SortedBlock`.
         """
         config = self.config
         size, pooling = config.block_size, config.block_pooling

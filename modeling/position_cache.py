@@ -41,12 +41,12 @@ class NewTokens(NamedTuple):
         )
 
     def seen(self, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """(B, T) mask of all positions -> (1 or B, 1, L, T or `end`), true where a new token may look; `None`: at all."""
+        """(B, `end`) mask or `None` -> (1 or B, 1, L, `end`), true where a new token looks; `None` for all."""
         if mask is None and self.start is not None and self.start + 1 == self.end:
             return None
         columns = torch.arange(self.end, device=self.positions.device)
         seen = columns <= self.positions[:, None, :, None]
-        return seen if mask is None else seen & mask[:, None, None, : self.end]
+        return seen if mask is None else seen & mask[:, None, None]
 
 
 def write(buffer: torch.Tensor, states: torch.Tensor, positions: torch.Tensor, start: int | None) -> torch.Tensor:
@@ -88,6 +88,8 @@ class PositionLayerMixin(CacheLayerMixin):
 
     states: tuple[str, ...] = ("keys", "values")
     is_croppable = True
+    # the widths of the states are known from the first call only
+    supports_early_init = False
 
     @property
     def batched(self) -> tuple[str, ...]:

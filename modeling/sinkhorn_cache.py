@@ -3,8 +3,8 @@ Decoding with Sparse Sinkhorn Attention: the cache layers, and the rows of the a
 the sort brings to a block is worked out once, when the block begins; a token then costs O(b), whatever the length.
 
 B is the batch, H the heads, L the number of new tokens, T that of all, d the width of the model and dh that of a head,
-b the size of a block, n the number of blocks, i the block that a row is in. A `mask` is (B, T), true at valid tokens, or
-`None`. `keys`, `values` and `inputs` are zero at padding.
+b the size of a block, n the number of blocks, i the block that a row is in. A `mask` is (B, T), true at valid tokens,
+or `None`. `keys`, `values` and `inputs` are zero at padding.
 """
 
 from typing import NamedTuple
@@ -49,8 +49,8 @@ class SortedBlock(NamedTuple):
 
 class SortedBlocksLayerMixin(PositionLayerMixin):
     """
-    Holds, beside keys and values, the attention's inputs, (B, 1, T, d), which let a cache be cropped inside a block: the
-    next block pools what is left of this one. Without a sort they have no width. From the first tokens on there is
+    Holds, beside keys and values, the attention's inputs, (B, 1, T, d), which let a cache be cropped inside a block:
+    the next block pools what is left of this one. Without a sort they have no width. From the first tokens on there is
 
     pooled: (B, 1, n, d), the running sum of the inputs (or the last valid one) up to the first token of each block,
     sorted: the `SortedBlock`.
@@ -72,13 +72,13 @@ class SortedBlocksLayerMixin(PositionLayerMixin):
         if self.sorted is not None:
             self.pooled, self.sorted = function(self.pooled), SortedBlock(*map(function, self.sorted))
 
-    def reset(self) -> None:
-        super().reset()
-        self.pooled = self.sorted = None
-
 
 class SortedBlocksLayer(SortedBlocksLayerMixin, PositionLayer):
     _layer_type = "synkhorn_sorted_blocks"
+
+    def reset(self) -> None:
+        super().reset()
+        self.pooled = self.sorted = None
 
 
 class StaticSortedBlocksLayer(SortedBlocksLayerMixin, StaticPositionLayer):
@@ -93,6 +93,14 @@ class StaticSortedBlocksLayer(SortedBlocksLayerMixin, StaticPositionLayer):
         if self.inputs is None:
             batch, _, _, width = new_states["inputs"].shape
             self.inputs = new_states["inputs"].new_zeros(batch, 1, self.max_cache_len, width)
+
+    def keep(self, pooled: torch.Tensor, sorted_block: SortedBlock) -> None:
+        if self.sorted is None:
+            super().keep(pooled, sorted_block)
+            return
+        # a compiled graph keeps the tensors that it knows
+        for old, new in zip((self.pooled, *self.sorted), (pooled, *sorted_block), strict=True):
+            old.copy_(new)
 
 
 def next_pooled(
