@@ -103,7 +103,10 @@ def fused_attention(
     # the fused kernels want one width for queries, keys and values
     width = max(queries.shape[-1], values.shape[-1])
     width += -width % 8 if width > values.shape[-1] else 0
-    queries, keys, padded = (F.pad(x, (0, width - x.shape[-1])) for x in (queries, keys, values))
+    # padding by nothing would copy
+    queries, keys, padded = (
+        x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (queries, keys, values)
+    )
     batch = values.shape[0]
     outputs = F.scaled_dot_product_attention(
         queries.expand(batch, -1, -1, -1),

@@ -265,10 +265,14 @@ class SinkhornAttention(nn.Module):
         """What the sort brings to the block of the new tokens, kept in the cache's layer; `None` without a sort."""
         if self.sort is None:
             return None
-        first = new_tokens.positions[:, 0].expand(keys.shape[0])
-        block = first // self.config.block_size
+        start, size = new_tokens.start, self.config.block_size
         # a block is known as long as its first token stays
-        stale = (block != layer.sorted.block) | (first % self.config.block_size == 0)  # (B,)
+        if start is not None and start % size and layer.block == start // size:
+            return layer.sorted
+        layer.block = None if start is None else start // size
+        first = new_tokens.positions[:, 0].expand(keys.shape[0])
+        block = first // size
+        stale = (block != layer.sorted.block) | (first % size == 0)  # (B,)
         tensors = keys, values, inputs, layer.pooled, block
         tensors = tensors if mask is None else (*tensors, mask)
         if torch.compiler.is_compiling():

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from .dot_product_attention import seen_softmax
+from .dot_product_attention import fused_attention, seen_softmax
 from .position_cache import NewTokens, PositionLayer, PositionLayerMixin, StaticPositionLayer
 from .sinkhorn_attention import arrived_mass, divisor, slot_weights, sort_blocks, to_blocks
 
@@ -63,6 +63,8 @@ class SortedBlocksLayerMixin(PositionLayerMixin):
         self.inputs: torch.Tensor | None = None
         self.pooled: torch.Tensor | None = None
         self.sorted: SortedBlock | None = None
+        # the block of `sorted` where that is the same in all rows and was known without looking
+        self.block: int | None = None
 
     def keep(self, pooled: torch.Tensor, sorted_block: SortedBlock) -> None:
         self.pooled, self.sorted = pooled, sorted_block
@@ -218,6 +220,8 @@ def decode(
     Returns:
         (B, H, L, dh) and, where they are needed, the effective weights over the original tokens, (B, H, L, T).
     """
+    if new_tokens.start is not None and mask is None and combine == "concat" and not need_weights:
+        return decode_concat(queries, keys, values, sorted_block, new_tokens.start, block_size, dropout), None
     positions = new_tokens.positions // block_size * block_size
     positions = positions[:, :1] + torch.arange(block_size, device=positions.device)  # (1 or B, b)
     own_keys, own_values = own_block(keys, positions), own_block(values, positions)
@@ -257,3 +261,26 @@ def decode(
         weights = weights + F.pad(moved, (0, weights.shape[-1] - moved.shape[-1]))
     index = positions[:, None, None].expand_as(own_weights)
     return outputs, weights.scatter_add(-1, index, own_weights)[..., :length]
+
+
+def decode_concat(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    sorted_block: SortedBlock | None,
+    start: int,
+    block_size: int,
+    dropout: float,
+) -> torch.Tensor:
+    """`decode` as one fused call, where nothing is padded and the new tokens stand at `start` in every row."""
+    length = queries.shape[2]
+    own = slice(start // block_size * block_size, start + length)
+    keys, values = keys[:, :, own], values[:, :, own]
+    if sorted_block is not None and start >= block_size:
+        keys, values = torch.cat((sorted_block.keys, keys), 2), torch.cat((sorted_block.values, values), 2)
+    seen = None
+    if length > 1:
+        # all but what is in the future
+        slots = keys.shape[2]
+        seen = torch.ones(1, 1, length, slots, dtype=torch.bool, device=keys.device).tril(slots - length)
+    return fused_attention(queries, keys, values, None, seen, dropout=dropout)
