@@ -318,7 +318,9 @@ class SinkhornAttention(nn.Module):
         blocks = None
         if mask is not None:
             blocks = to_blocks(mask, size, -1).any(-1)[:, :n]
-            blocks = nn.functional.pad(blocks, (0, n - blocks.shape[1]))[:, None]
+            blocks = nn.functional.pad(blocks, (0, n - blocks.shape[1]))
+            # the block itself takes part, though it may begin with a hole
+            blocks = blocks.scatter(1, block[:, None], True)[:, None]
         shares = self.sort.row(candidates, blocks, block)
         known = sort_past_blocks(shares, keys, values, mask, block, size)
         shares = nn.functional.pad(known.shares, (0, config.num_blocks - n))

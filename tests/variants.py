@@ -2,7 +2,7 @@
 
 import torch
 
-from synkhorn import SinkhornConfig, SynthesizerConfig
+from synkhorn import SinkhornConfig, SinkhornForCausalLM, SynthesizerConfig, SynthesizerForCausalLM
 
 SYNTHESIZERS = ["dot_product", "dense", "random", "fixed_random", "factorized_random", "factorized_dense"]
 MIXTURES = [
@@ -70,6 +70,23 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * 0.4)
     return model
+
+
+# every causal variant of both families, by a name
+CAUSAL_VARIANTS = {f"synthesizer-{name_of(variant)}": ("synthesizer", variant) for variant in VARIANTS} | {
+    f"sinkhorn-{name_of(variant)}": ("sinkhorn", variant)
+    for variant in SINKHORN_VARIANTS
+    if "sortcut_blocks" not in variant
+}
+
+
+def causal_model(name: str, **fields) -> torch.nn.Module:
+    """A tiny causal language model of 29 positions in evaluation: seven blocks of 4 and one token."""
+    family, variant = CAUSAL_VARIANTS[name]
+    fields = {"max_position_embeddings": 29, "eos_token_id": None} | fields
+    if family == "synthesizer":
+        return randomize(SynthesizerForCausalLM(tiny_config(variant, **fields))).eval()
+    return randomize(SinkhornForCausalLM(tiny_sinkhorn_config(**variant, **fields))).eval()
 
 
 def random_ids(batch: int, length: int, seed: int = 0) -> torch.Tensor:

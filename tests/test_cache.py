@@ -1,0 +1,255 @@
+"""The caches: what a model says with one is what it says without, at every step and in every variant."""
+
+import copy
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+from variants import CAUSAL_VARIANTS, causal_model, padding, random_ids, tiny_config, tiny_sinkhorn_config
+
+from synkhorn import SinkhornForCausalLM, SynthesizerForCausalLM, SynthesizerModel
+
+LENGTH = 23  # five blocks of 4, and three tokens
+# how the tokens are given: a prompt and single tokens, chunks that cross several edges of blocks, all one by one
+SPLITS = {"steps": [9] + [1] * 14, "chunks": [6, 5, 9, 1, 2], "ones": [1] * LENGTH, "edges": [4, 8, 4, 7]}
+
+
+def cache_of(model, kind: str):
+    return DynamicCache(config=model.config) if kind == "dynamic" else StaticCache(model.config, max_cache_len=27)
+
+
+def run(model, ids, mask, cache, split, start=0, **kwargs):
+    """Outputs of each part of the tokens from `start` on, given one after the other."""
+    outputs = []
+    for size in split:
+        stop = start + size
+        seen = None if mask is None else mask[:, :stop]
+        outputs.append(model(ids[:, start:stop], attention_mask=seen, past_key_values=cache, **kwargs))
+        start = stop
+    return outputs
+
+
+def logits_of(outputs) -> torch.Tensor:
+    return torch.cat([output.logits for output in outputs], dim=1)
+
+
+def assert_same_where_valid(actual, expected, mask, tolerance=1e-5):
+    valid = torch.ones(expected.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    torch.testing.assert_close(actual[valid], expected[valid], atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("name", CAUSAL_VARIANTS)
+@torch.no_grad()
+def test_cached_logits_are_those_of_the_full_forward(name, kind, implementation):
+    model = causal_model(name, attn_implementation=implementation)
+    ids = random_ids(4, LENGTH)
+    for side in ("none", "left", "hole"):
+        mask = padding(4, LENGTH, side)
+        expected = model(ids, attention_mask=mask, use_cache=False).logits
+        for split in SPLITS.values():
+            cache = cache_of(model, kind)
+            assert_same_where_valid(logits_of(run(model, ids, mask, cache, split)), expected, mask)
+            assert int(cache.get_seq_length()) == LENGTH
+
+
+@pytest.mark.parametrize("name", CAUSAL_VARIANTS)
+@torch.no_grad()
+def test_a_row_of_a_padded_batch_is_the_row_alone(name):
+    model = causal_model(name).double()
+    ids, mask = random_ids(4, LENGTH), padding(4, LENGTH, "left")
+    batch = logits_of(run(model, ids, mask, cache_of(model, "dynamic"), SPLITS["steps"]))
+    for row in range(4):
+        pads = int((mask[row] == 0).sum())
+        # of the prompt what is left of it, then the same steps
+        alone = run(model, ids[row : row + 1, pads:], None, cache_of(model, "dynamic"), [9 - pads] + [1] * 14)
+        torch.testing.assert_close(logits_of(alone)[0], batch[row, pads:], atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", CAUSAL_VARIANTS)
+@torch.no_grad()
+def test_attentions_of_a_step_are_rows_of_the_whole(name):
+    model = causal_model(name, attn_implementation="eager")
+    ids, mask = random_ids(3, LENGTH), padding(3, LENGTH, "left")
+    expected = model(ids, attention_mask=mask, use_cache=False, output_attentions=True, output_hidden_states=True)
+    start = 0
+    outputs = run(
+        model, ids, mask, cache_of(model, "dynamic"), SPLITS["chunks"], output_attentions=True, output_hidden_states=True
+    )
+    for size, output in zip(SPLITS["chunks"], outputs, strict=True):
+        part = slice(start, start + size)
+        for ours, whole in zip(output.attentions, expected.attentions, strict=True):
+            assert ours.shape == (3, 3, size, start + size)
+            rows = ours.transpose(1, 2), whole[:, :, part, : start + size].transpose(1, 2)
+            assert_same_where_valid(*rows, mask[:, part])
+        for ours, whole in zip(output.hidden_states, expected.hidden_states, strict=True):
+            assert_same_where_valid(ours, whole[:, part], mask[:, part])
+        start += size
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("name", CAUSAL_VARIANTS)
+@torch.no_grad()
+def test_a_cropped_cache_goes_on_exactly(name, kind):
+    model = causal_model(name)
+    ids, other = random_ids(3, LENGTH), random_ids(3, LENGTH, seed=1)
+    for side in ("none", "left"):
+        mask = padding(3, LENGTH, side)
+        for kept in range(8, LENGTH + 1, 3):
+            # one text, cut at `kept` and gone on with another
+            mixed = torch.cat((ids[:, :kept], other[:, kept:]), dim=1)
+            expected = model(mixed, attention_mask=mask, use_cache=False).logits[:, kept:]
+            for split in (SPLITS["steps"], SPLITS["chunks"]):
+                cache = cache_of(model, kind)
+                run(model, ids, mask, cache, split)
+                cache.crop(kept - LENGTH)
+                for steps in ([1] * (LENGTH - kept), [LENGTH - kept]):
+                    if kept < LENGTH:
+                        actual = logits_of(run(model, mixed, mask, cache, steps, start=kept))
+                        assert_same_where_valid(actual, expected, None)
+                        cache.crop(kept - LENGTH)
+
+
+@pytest.mark.parametrize("name", CAUSAL_VARIANTS)
+@torch.no_grad()
+def test_rows_of_a_cache_are_chosen_repeated_and_reordered(name):
+    model = causal_model(name)
+    ids, mask = random_ids(3, LENGTH), padding(3, LENGTH, "left")
+    changes = {
+        "reorder_cache": (torch.tensor([2, 0, 0]), [2, 0, 0]),
+        "batch_select_indices": (torch.tensor([1, 2]), [1, 2]),
+        "batch_repeat_interleave": (2, [0, 0, 1, 1, 2, 2]),
+    }
+    for method, (argument, rows) in changes.items():
+        cache = cache_of(model, "dynamic")
+        run(model, ids, mask, cache, [9, 1, 1])
+        getattr(cache, method)(argument)
+        chosen, seen = ids[rows], mask[rows]
+        expected = model(chosen, attention_mask=seen, use_cache=False).logits[:, 11:]
+        assert_same_where_valid(logits_of(run(model, chosen, seen, cache, [1] * 12, start=11)), expected, None)
+
+
+@pytest.mark.parametrize("name", CAUSAL_VARIANTS)
+def test_gradients_flow_through_a_cache(name):
+    model = causal_model(name).double()
+    ids, mask = random_ids(3, LENGTH), padding(3, LENGTH, "left")
+    probe = torch.randn(3, LENGTH, 40, dtype=torch.float64) * mask[..., None]
+    grads = []
+    for split in ([LENGTH], [9, 1, 1, 1, 5, 6]):
+        model.zero_grad()
+        (logits_of(run(model, ids, mask, cache_of(model, "dynamic"), split)) * probe).sum().backward()
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for parameter, expected in grads[0].items():
+        torch.testing.assert_close(grads[1][parameter], expected, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["synthesizer-random+dot_product", "sinkhorn-default"])
+@torch.no_grad()
+def test_a_cache_is_copied_and_reset(name, kind):
+    model = causal_model(name)
+    ids = random_ids(2, LENGTH)
+    expected = model(ids, use_cache=False).logits
+    cache = cache_of(model, kind)
+    run(model, ids, None, cache, [10, 1])
+    twin = copy.deepcopy(cache)
+    run(model, random_ids(2, LENGTH, seed=3), None, cache, [1, 2], start=11)
+    assert_same_where_valid(logits_of(run(model, ids, None, twin, [1] * 12, start=11)), expected[:, 11:], None)
+    cache.reset()
+    assert int(cache.get_seq_length()) == 0
+    assert_same_where_valid(logits_of(run(model, ids, None, cache, SPLITS["steps"])), expected, None)
+
+
+@torch.no_grad()
+def test_an_offloaded_layer_moves_all_that_grows():
+    for name in ("synthesizer-dense", "sinkhorn-default"):
+        model = causal_model(name)
+        cache = model(random_ids(2, 9), use_cache=True).past_key_values
+        layer = cache.layers[0]
+        layer.move("meta")
+        assert {getattr(layer, state).device.type for state in layer.states} == {"meta"}
+        assert len(layer.states) == (3 if name == "sinkhorn-default" else 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading uses CUDA streams")
+@pytest.mark.parametrize("name", ["synthesizer-random+dot_product", "sinkhorn-default"])
+def test_generates_with_an_offloaded_cache(name):
+    model = causal_model(name).cuda()
+    ids = random_ids(2, 9).cuda()
+    expected = model.generate(ids, max_new_tokens=12, do_sample=False)
+    for kind in ("offloaded", "offloaded_static"):
+        offloaded = model.generate(ids, max_new_tokens=12, do_sample=False, cache_implementation=kind)
+        assert torch.equal(offloaded, expected)
+
+
+@torch.no_grad()
+def test_synthetic_variants_cache_values_only():
+    sizes = {}
+    for name in ("synthesizer-dense", "synthesizer-random", "synthesizer-factorized_dense", "synthesizer-dot_product"):
+        layer = causal_model(name)(random_ids(2, 9)).past_key_values.layers[0]
+        sizes[name] = layer.keys.numel() + layer.values.numel()
+    dot_product = sizes.pop("synthesizer-dot_product")
+    assert set(sizes.values()) == {dot_product // 2}
+
+
+class Work(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the elements that operations write, views apart."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        outputs = operation(*args, **(kwargs or {}))
+        given = {x.untyped_storage().data_ptr() for x in args if isinstance(x, torch.Tensor)}
+        for tensor in outputs if isinstance(outputs, (tuple, list)) else [outputs]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                self.elements += tensor.numel()
+        return outputs
+
+
+@pytest.mark.parametrize("name", ["sinkhorn-default", "sinkhorn-sort_net=none"])
+@torch.no_grad()
+def test_a_token_of_a_sinkhorn_model_costs_the_same_at_any_length(name):
+    work = {}
+    for length in (34, 4 * 250 + 2):
+        model = causal_model(name, max_position_embeddings=1100)
+        ids = random_ids(1, length + 2)
+        cache = run(model, ids, None, cache_of(model, "dynamic"), [length, 1])[-1].past_key_values
+        with Work() as counted:
+            model(ids[:, -1:], past_key_values=cache)
+        work[length] = counted.elements
+    assert len(set(work.values())) == 1, work
+
+
+def test_what_a_cache_is_made_of_is_checked():
+    model, ids = causal_model("synthesizer-dense"), random_ids(1, 5)
+    sinkhorn = causal_model("sinkhorn-default")
+    # made without the configuration, but still empty
+    assert model(ids, past_key_values=DynamicCache()).past_key_values.get_seq_length() == 5
+    with pytest.raises(ValueError, match="is no cache of this model"):
+        model(ids, past_key_values=DynamicCache(config=sinkhorn.config))
+    with pytest.raises(ValueError, match="is_causal=False"):
+        SynthesizerModel(tiny_config())(ids, past_key_values=DynamicCache(config=model.config))
+    assert "past_key_values" not in SynthesizerModel(tiny_config())(ids, use_cache=True)
+    cache = model(ids).past_key_values
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 1\).*\(1, 6\)"):
+        model(ids[:, :1], attention_mask=torch.ones(1, 1), past_key_values=cache)
+    with pytest.raises(ValueError, match=r"25 tokens after the 5 in past_key_values.*max_position_embeddings=29"):
+        model(random_ids(1, 25), past_key_values=cache)
+    for removed in (1, -6):
+        with pytest.raises(ValueError, match=rf"crop\({removed}\).*at most 5"):
+            cache.crop(removed)
+    with pytest.raises(ValueError, match="max_cache_len=4 is too short for 5 tokens"):
+        model(ids, past_key_values=StaticCache(model.config, max_cache_len=4))
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="activation checkpointing"):
+        model.train()(ids[:, :1], past_key_values=cache)
+
+
+def test_use_cache_decides_what_is_returned():
+    for model in (SynthesizerForCausalLM(tiny_config()), SinkhornForCausalLM(tiny_sinkhorn_config())):
+        ids = random_ids(1, 5)
+        assert "past_key_values" in model(ids) and "past_key_values" not in model(ids, use_cache=False)
+        model.config.use_cache = False
+        assert "past_key_values" not in model(ids) and "past_key_values" in model(ids, use_cache=True)
