@@ -75,7 +75,13 @@ def test_attentions_of_a_step_are_rows_of_the_whole(name):
     expected = model(ids, attention_mask=mask, use_cache=False, output_attentions=True, output_hidden_states=True)
     start = 0
     outputs = run(
-        model, ids, mask, cache_of(model, "dynamic"), SPLITS["chunks"], output_attentions=True, output_hidden_states=True
+        model,
+        ids,
+        mask,
+        cache_of(model, "dynamic"),
+        SPLITS["chunks"],
+        output_attentions=True,
+        output_hidden_states=True,
     )
     for size, output in zip(SPLITS["chunks"], outputs, strict=True):
         part = slice(start, start + size)
