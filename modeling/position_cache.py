@@ -151,7 +151,7 @@ class PositionLayerMixin(CacheLayerMixin):
 
 
 class PositionLayer(PositionLayerMixin, DynamicLayer):
-    """Grows as tokens come: by a sixteenth at a time, so that a token costs no copy of those before it."""
+    """Grows as tokens come: by a thirty-second at a time, so that a token costs no copy of those before it."""
 
     _layer_type = "synkhorn_positions"
 
@@ -172,7 +172,7 @@ class PositionLayer(PositionLayerMixin, DynamicLayer):
                 buffer = states[:, :, :0]
             if buffer.shape[2] < end:
                 # exact for a prompt, generous for what follows it
-                size = end + end // 16 + 32 if self.length else end
+                size = end + end // 32 + 16 if self.length else end
                 buffer = F.pad(buffer, (0, 0, 0, size - buffer.shape[2]))
             setattr(self, name, buffer)
 

@@ -3,8 +3,9 @@ Time and peak memory of a family's variants, forward and backward, against a bas
 attention if not said otherwise), and how much each grows where the length doubles.
 
 Each variant is measured in a process of its own, so that no other's memory is counted. The results are Markdown tables
-and JSON.
+and JSON. `decode` measures generation instead, and has its own arguments.
 
+    python -m synkhorn.scripts.benchmark decode --help
     python -m synkhorn.scripts.benchmark --lengths 1024 2048 4096 8192
     python -m synkhorn.scripts.benchmark --family sinkhorn --baseline local --lengths 2048 4096 8192 16384
 """
@@ -21,6 +22,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel
 
+from . import benchmark_decode
 from .report import about_line, machine, write_report
 
 DOT_PRODUCT = "dot_product"
@@ -187,6 +189,9 @@ def growth_table(results: list[dict]) -> list[str]:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["decode"]:
+        benchmark_decode.main(sys.argv[2:])
+        return
     arguments = parser().parse_args()
     if arguments.measure:
         variant, length = arguments.measure
