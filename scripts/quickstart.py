@@ -59,7 +59,8 @@ for text, result in zip(sys.argv[2:], classify(sys.argv[2:])):
 class QuickstartArguments:
     family: str = field(default="synthesizer", metadata={"help": "Model family.", "choices": list(FAMILIES)})
     dataset: str = field(
-        default=PACKAGED, metadata={"help": "`packaged` reviews, or a dataset of the Hub such as stanfordnlp/imdb."}
+        default=PACKAGED,
+        metadata={"help": "`reviews`, the packaged ones, or a dataset of the Hub such as stanfordnlp/imdb."},
     )
     output_dir: str | None = field(
         default=None, metadata={"help": "Where to save; runs/quickstart-FAMILY if not given."}

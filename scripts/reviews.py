@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
-PACKAGED = "packaged"
+PACKAGED = "reviews"
 LABELS = ["negative", "positive"]
 TEST_SIZE = 5000
 SPLIT_SEED = 0
@@ -45,7 +45,7 @@ def load_reviews(dataset: str = PACKAGED) -> DatasetDict:
     Reviews with the columns `text` and `label` (0 negative, 1 positive), in the splits `train` and `test`.
 
     Args:
-        dataset: `packaged`, or the name of a dataset on the Hub with these columns and splits.
+        dataset: `reviews`, the packaged ones, or the name of a dataset on the Hub with these columns and splits.
 
     Raises:
         ValueError: if a split or a column is missing.

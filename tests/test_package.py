@@ -73,7 +73,7 @@ def test_the_packaged_reviews_are_split_once_and_for_all():
 
 
 def test_an_interrupted_quickstart_goes_on_only_with_the_same_arguments(tmp_path):
-    folder, arguments = tmp_path / "checkpoints", {"family": "synthesizer", "dataset": "packaged"}
+    folder, arguments = tmp_path / "checkpoints", {"family": "synthesizer", "dataset": "reviews"}
     assert quickstart.resumable_checkpoint(folder, arguments) is None
     assert quickstart.resumable_checkpoint(folder, arguments) is None
     (folder / "checkpoint-7").mkdir()

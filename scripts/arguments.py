@@ -1,0 +1,177 @@
+"""The command line of the training scripts: arguments of model and data, `--config`, and help that teaches."""
+
+import json
+import sys
+from argparse import SUPPRESS, ArgumentParser
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from .reviews import PACKAGED
+
+FAMILIES = ["synthesizer", "sinkhorn"]
+# those of the Trainer's many arguments that `--help` explains
+EXPLAINED = {
+    "output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
+    "max_grad_norm", "bf16", "activation_checkpointing", "eval_strategy", "eval_steps",
+    "save_strategy", "save_steps", "save_total_limit", "logging_steps", "load_best_model_at_end",
+    "metric_for_best_model", "report_to", "seed", "resume_from_checkpoint",
+}  # fmt: skip
+
+
+@dataclass
+class ModelArguments:
+    """Which model: a checkpoint, or a family from scratch."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to start from: a folder, or a name on the Hub. Else from scratch."}
+    )
+    family: str = field(default="sinkhorn", metadata={"help": "Family of a model from scratch.", "choices": FAMILIES})
+    model_config: str | None = field(
+        default=None,
+        metadata={
+            "help": 'Fields of the configuration: a JSON object such as \'{"block_size": 32, "hidden_dropout": 0}\', '
+            "or a JSON or YAML file of one. Those of a checkpoint are overridden by it."
+        },
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "`bytes`; `train`, byte-pair encoding trained on the training texts; or a folder or name on the "
+            "Hub. The checkpoint's own if there is one, else `train`."
+        },
+    )
+    vocab_size: int = field(default=8192, metadata={"help": "Tokens of a tokenizer that is trained."})
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "`sdpa`, the fast form, or `eager`, the paper literally."}
+    )
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a checkpoint on the Hub."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that a checkpoint brings along: only where you trust its author."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which data: a dataset of the Hub, local files, or the packaged reviews."""
+
+    _argument_group_name = "data"
+
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": f"Name of a dataset on the Hub, or `{PACKAGED}`: the packaged IMDb reviews, offline."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
+    train_files: list[str] | None = field(
+        default=None,
+        metadata={"help": "Local files to train on, in place of a dataset: txt, json, jsonl, csv, parquet."},
+    )
+    validation_files: list[str] | None = field(
+        default=None, metadata={"help": "Local files to validate on. Else a part of the training data is held out."}
+    )
+    test_files: list[str] | None = field(default=None, metadata={"help": "Local files to test on."})
+    validation_size: int = field(
+        default=1000, metadata={"help": "Examples held out of the training data where there is no validation split."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many examples only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many examples only."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the data while training, without a copy on disk. Needs --max_steps."}
+    )
+    num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+
+
+def read_fields(argument: str, value: str) -> dict[str, Any]:
+    """
+    The mapping that `value`, a JSON object or the path of a JSON or YAML file, holds.
+
+    Raises:
+        ValueError: naming `argument`, if it is neither.
+    """
+    if value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--{argument} {value} is no valid JSON: {error}") from error
+    path = Path(value)
+    if path.suffix not in (".json", ".yaml", ".yml") or not path.is_file():
+        raise ValueError(f"--{argument} {value!r} must be a JSON object, or an existing .json or .yaml file")
+    try:
+        # JSON is YAML, but for numbers such as 1e-3
+        read = json.loads if path.suffix == ".json" else yaml.safe_load
+        content = read(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--{argument} {value!r} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--{argument} {value!r} must hold names and values, not a {type(content).__name__}")
+    return content
+
+
+def as_command_line(values: Mapping[str, Any]) -> list[str]:
+    """Names and values as arguments of a command line; those that are `None` are left out."""
+    line = []
+    for name, value in values.items():
+        if isinstance(value, list):
+            line += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            line.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return line
+
+
+def parse(
+    dataclasses: Sequence[type], arguments: list[str] | None, description: str, **defaults: Any
+) -> tuple[Any, ...]:
+    """
+    Read a command line into dataclasses, with Transformers' `HfArgumentParser`.
+
+    `--config file.yaml|json` gives values that the command line overrides. A Trainer's arguments run on the CPU where
+    there is no accelerator, and `--help` explains the most used of them.
+
+    Args:
+        dataclasses: what is read, such as `(ModelArguments, DataArguments, TrainingArguments)`.
+        arguments: the command line; `None` for that of the process.
+        description: the script's docstring.
+        defaults: values other than the dataclasses' own.
+
+    Raises:
+        ValueError: if the file cannot be read, or has names that are no arguments.
+        SystemExit: for an unknown argument or a value of the wrong kind, after a message.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = HfArgumentParser(dataclasses, description=description, allow_abbrev=False)  # type: ignore[arg-type]
+    parser.add_argument("--config", help="YAML or JSON file of arguments, which the command line overrides")
+    names = {entry.name: dataclass for dataclass in dataclasses for entry in fields(dataclass) if entry.init}
+    trainer = {name for name, dataclass in names.items() if issubclass(dataclass, TrainingArguments)}
+    for action in parser._actions:
+        if action.dest in names:
+            # one spelling is enough to read; the other is taken too
+            action.option_strings = action.option_strings[:1]
+        # of a switch that is on by default `--no_...` is there too
+        if action.dest in trainer and (action.dest not in EXPLAINED or action.const is False):
+            action.help = SUPPRESS
+    if trainer:
+        parser.epilog = "All other arguments of transformers.TrainingArguments are taken as well."
+        defaults = {"use_cpu": not torch.accelerator.is_available()} | defaults
+    parser.set_defaults(**defaults)
+    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    (known, _) = first.parse_known_args(arguments)
+    if known.config is not None:
+        values = read_fields("config", known.config)
+        unknown = sorted(set(values) - set(names))
+        if unknown:
+            raise ValueError(f"--config {known.config} has {', '.join(unknown)}: no such arguments (see --help)")
+        arguments = [*as_command_line(values), *arguments]
+    namespace = vars(parser.parse_args(arguments))
+    return tuple(
+        dataclass(**{name: namespace[name] for name, owner in names.items() if owner is dataclass})
+        for dataclass in dataclasses
+    )

@@ -1,0 +1,120 @@
+"""Examples to train and measure on: a dataset of the Hub, local files, or the packaged reviews, streamed or not."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
+
+from .arguments import DataArguments
+from .reviews import PACKAGED, SPLIT_SEED, load_reviews
+
+SPLITS = ("train", "validation", "test")
+# ending of a file -> what reads it
+READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+# the names that datasets of the Hub give the split that is validated on
+VALIDATION_NAMES = ("validation", "valid", "dev", "val")
+Examples = Dataset | IterableDataset
+
+
+def load_splits(
+    data: DataArguments, columns: Sequence[str], needed: Sequence[str] = ("train", "validation"), **reader_options: Any
+) -> dict[str, Examples]:
+    """
+    The splits `train`, `validation` and `test` that there are, each with at least one row and with `columns`.
+
+    Where `validation` is needed and there is none, `validation_size` rows of the training split are held out: any,
+    drawn by a fixed seed, or, of a stream, its first.
+
+    Args:
+        data: what to load.
+        columns: the columns that each split must have; others are kept.
+        needed: the splits that there must be.
+        reader_options: for `datasets.load_dataset` where local files are read, such as `sample_by="document"`.
+
+    Raises:
+        ValueError: if the arguments name no data or two, a file is missing, empty or of an unknown kind, or a split or
+            column is missing, or a split is empty.
+    """
+    files = {split: paths for split in SPLITS if (paths := getattr(data, f"{split}_files")) is not None}
+    if (data.dataset is None) == (not files):
+        raise ValueError(
+            f"dataset={data.dataset!r} and files {files}: name a dataset or files, and not both, such as --dataset "
+            f"{PACKAGED} or --train_files texts.jsonl"
+        )
+    name = f"dataset {data.dataset!r}" if files == {} else "what the files hold"
+    loaded = read_files(files, data.streaming, **reader_options) if files else load_named(data)
+    splits = {"validation" if split in VALIDATION_NAMES else split: rows for split, rows in loaded.items()}
+    splits = {split: rows for split, rows in splits.items() if split in SPLITS}
+    for split, rows in splits.items():
+        check_split(name, split, rows, columns)
+    if "validation" in needed and "validation" not in splits and "train" in splits:
+        splits |= hold_out(name, splits["train"], data.validation_size)
+    missing = [split for split in needed if split not in splits]
+    if missing:
+        raise ValueError(f"{name} has the splits {list(loaded)}, but needs {', '.join(missing)}")
+    return {
+        split: first_rows(rows, data.max_train_samples if split == "train" else data.max_eval_samples)
+        for split, rows in splits.items()
+    }
+
+
+def load_named(data: DataArguments) -> DatasetDict | IterableDatasetDict:
+    """The splits of a dataset of the Hub, or of the packaged reviews."""
+    if data.dataset != PACKAGED:
+        return load_dataset(data.dataset, data.dataset_config, streaming=data.streaming)
+    reviews = load_reviews()
+    if not data.streaming:
+        return reviews
+    return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in reviews.items()})
+
+
+def read_files(
+    files: dict[str, list[str]], streaming: bool, **reader_options: Any
+) -> DatasetDict | IterableDatasetDict:
+    """The splits of local files, all of one kind."""
+    kinds = set()
+    for split, paths in files.items():
+        for path in map(Path, paths):
+            if path.suffix not in READERS:
+                raise ValueError(f"{split}_files has {str(path)!r}: its ending must be one of {', '.join(READERS)}")
+            if not path.is_file():
+                raise ValueError(f"{split}_files has {str(path)!r}, which does not exist")
+            if not path.stat().st_size:
+                raise ValueError(f"{split}_files has {str(path)!r}, which is empty")
+            kinds.add(READERS[path.suffix])
+    if len(kinds) > 1:
+        raise ValueError(f"{', '.join(f'{split}_files' for split in files)} mix {sorted(kinds)}: give one kind of file")
+    return load_dataset(kinds.pop(), data_files=files, streaming=streaming, **reader_options)
+
+
+def check_split(name: str, split: str, examples: Examples, columns: Sequence[str]) -> None:
+    """Raise a `ValueError` that names what is missing if a split has no row, or lacks a column."""
+    first = next(iter(examples), None)
+    if first is None:
+        raise ValueError(f"{name} is empty: its split {split} has no row")
+    missing = [column for column in columns if column not in first]
+    if missing:
+        raise ValueError(f"{name} lacks the columns {missing} in its split {split}: it has {list(first)}")
+
+
+def hold_out(name: str, train: Examples, size: int) -> dict[str, Examples]:
+    """The training split without `size` rows, and those rows."""
+    if isinstance(train, IterableDataset):
+        return {"train": train.skip(size), "validation": train.take(size)}
+    if not 0 < size < len(train):
+        raise ValueError(
+            f"validation_size={size} must lie in 1 to {len(train) - 1}: {name} has {len(train)} rows to train on, and "
+            "no validation split"
+        )
+    split = train.train_test_split(test_size=size, seed=SPLIT_SEED)
+    return {"train": split["train"], "validation": split["test"]}
+
+
+def first_rows(examples: Examples, count: int | None) -> Examples:
+    """`count` rows, drawn by a fixed seed; of a stream, its first; all for `None`."""
+    if count is None:
+        return examples
+    if isinstance(examples, IterableDataset):
+        return examples.take(count)
+    return examples.shuffle(seed=SPLIT_SEED).select(range(min(count, len(examples))))
