@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
@@ -14,7 +14,7 @@ SPLITS = ("train", "validation", "test")
 READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 # the names that datasets of the Hub give the split that is validated on
 VALIDATION_NAMES = ("validation", "valid", "dev", "val")
-Examples = Dataset | IterableDataset
+Examples: TypeAlias = Dataset | IterableDataset
 
 
 def load_splits(

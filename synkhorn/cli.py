@@ -5,6 +5,7 @@ import re
 import sys
 import textwrap
 from importlib import import_module
+from itertools import zip_longest
 
 from .hub_export import source_path
 
@@ -36,8 +37,8 @@ def usage() -> str:
     """The commands, one a line."""
     lines = ["usage: synkhorn COMMAND ARGUMENTS", ""]
     for command in COMMANDS:
-        indent = {"initial_indent": f"  {command:<20}", "subsequent_indent": " " * 22}
-        lines += textwrap.wrap(first_sentence(command), width=100, **indent)
+        described = textwrap.wrap(first_sentence(command), width=80)
+        lines += [f"  {name:<20}{line}" for name, line in zip_longest([command], described, fillvalue="")]
     lines += ["", "synkhorn COMMAND --help explains its arguments."]
     lines += ["Each is also python -m synkhorn.scripts.COMMAND and torchrun -m synkhorn.scripts.COMMAND."]
     return "\n".join(lines)

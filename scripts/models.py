@@ -1,0 +1,114 @@
+"""The model and the tokenizer that a training script's arguments ask for, from scratch or from a checkpoint."""
+
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+import synkhorn
+
+from .arguments import ModelArguments, read_fields
+
+BYTES, TRAIN = "bytes", "train"
+
+
+def load_tokenizer(
+    arguments: ModelArguments, texts: Iterable[str], max_length: int, is_causal: bool = False
+) -> PreTrainedTokenizerBase:
+    """
+    The tokenizer that the arguments name: `bytes`, `train` (on `texts`), or that of a checkpoint.
+
+    Args:
+        arguments: the model's.
+        texts: what a tokenizer is trained on.
+        max_length: tokens at which `truncation=True` cuts.
+        is_causal: whether one of bytes, or one that is trained, is for a causal model.
+    """
+    name = arguments.tokenizer_name or arguments.model_name_or_path or TRAIN
+    if name == BYTES:
+        return synkhorn.byte_tokenizer(max_length, is_causal)
+    if name == TRAIN:
+        return synkhorn.train_tokenizer(texts, arguments.vocab_size, max_length, is_causal)
+    return AutoTokenizer.from_pretrained(
+        name,
+        model_max_length=max_length,
+        revision=arguments.revision if name == arguments.model_name_or_path else "main",
+        trust_remote_code=arguments.trust_remote_code,
+    )
+
+
+def own_fields(arguments: ModelArguments, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """
+    The fields that `model_config` sets.
+
+    Raises:
+        ValueError: if the configuration has no such field.
+    """
+    own = {} if arguments.model_config is None else read_fields("model_config", arguments.model_config)
+    known = {entry.name for entry in fields(config_class)}  # type: ignore[arg-type]
+    unknown = sorted(set(own) - known)
+    if unknown:
+        raise ValueError(
+            f"--model_config has {', '.join(unknown)}: no fields of {config_class.__name__}, which has "
+            f"{', '.join(sorted(known))}"
+        )
+    return own
+
+
+def load_model(
+    auto_class: Any, arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_length: int, **task_fields: Any
+) -> PreTrainedModel:
+    """
+    A model from scratch, or a checkpoint's, whose head is new where the checkpoint has another.
+
+    Args:
+        auto_class: an Auto class, such as `AutoModelForMaskedLM`.
+        arguments: the model's.
+        tokenizer: its vocabulary and special tokens are those of a model from scratch.
+        max_length: the longest sequence that the model is to take, and the limit of a model from scratch.
+        task_fields: further fields of the configuration, such as `id2label`; `model_config` overrides them.
+
+    Raises:
+        ValueError: if the model's limit is below `max_length`, or its vocabulary smaller than the tokenizer's.
+    """
+    hub: dict[str, Any] = {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code}
+    attention = {"attn_implementation": arguments.attn_implementation}
+    if arguments.model_name_or_path is None:
+        own = own_fields(arguments, CONFIG_MAPPING[arguments.family])
+        defaults = {"max_position_embeddings": max_length} | synkhorn.token_fields(tokenizer)
+        config = AutoConfig.for_model(arguments.family, **defaults | task_fields | own)
+        model = auto_class.from_config(config, **attention)
+    else:
+        config = AutoConfig.from_pretrained(arguments.model_name_or_path, **hub)
+        own = own_fields(arguments, type(config))
+        length = own.pop("max_position_embeddings", config.max_position_embeddings)
+        for name, value in {**task_fields, **own}.items():
+            setattr(config, name, value)
+        model = auto_class.from_pretrained(arguments.model_name_or_path, config=config, **hub, **attention)
+        if length != config.max_position_embeddings:
+            model.resize_max_position_embeddings(length)
+    check_fit(model.config, tokenizer, max_length)
+    return model
+
+
+def check_fit(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Raise a `ValueError` if the model cannot take `max_length` tokens of the tokenizer."""
+    if max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"max_length={max_length} is more than the model's max_position_embeddings="
+            f"{config.max_position_embeddings}: lower it, or make the model longer by --model_config "
+            f"'{{\"max_position_embeddings\": {max_length}}}'"
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, more than the model's vocab_size={config.vocab_size}: leave "
+            "out tokenizer_name, so that the checkpoint's own is taken"
+        )

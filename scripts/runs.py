@@ -1,0 +1,117 @@
+"""Runs that may be killed at any moment: the folder that one may write to, and the checkpoint from which it goes on."""
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+from synkhorn.hub_export import write_whole
+
+RECORD = "run.json"
+# what may differ between a run and its continuation
+PASSING = {"output_dir", "resume_from_checkpoint", "local_rank", "use_cpu", "num_workers", "dataloader_num_workers"}
+# bytes of free space below which a failed write is put down to a full disk
+NO_SPACE = 2**20
+
+
+def settings_of(*dataclasses: Any) -> dict[str, Any]:
+    """What a run is: the arguments of the dataclasses, as JSON knows them."""
+    values = {
+        entry.name: getattr(dataclass, entry.name)
+        for dataclass in dataclasses
+        for entry in fields(dataclass)
+        if entry.init and entry.name not in PASSING
+    }
+    return json.loads(json.dumps(values, default=str))
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: the Trainer's state is what it writes last."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True
+
+
+def remove_incomplete_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints that were being written when a run ended."""
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if not is_complete(checkpoint):
+            shutil.rmtree(checkpoint)
+
+
+def checkpoint_to_resume(command: str, training: TrainingArguments, settings: dict[str, Any]) -> str | None:
+    """
+    The checkpoint from which a run goes on, or `None` where it starts. The folder is marked as that of this run.
+
+    Args:
+        command: the script.
+        training: with `output_dir`, and perhaps `resume_from_checkpoint`, which a run with other arguments may name.
+        settings: those of the run, see `settings_of`.
+
+    Raises:
+        FileExistsError: if the folder holds anything but a run of this command with these arguments.
+        ValueError: if `resume_from_checkpoint` is no whole checkpoint.
+    """
+    folder, named = Path(training.output_dir), training.resume_from_checkpoint
+    if named is not None and not is_complete(Path(named)):
+        raise ValueError(
+            f"resume_from_checkpoint={named!r} is no whole checkpoint of a Trainer: no {TRAINER_STATE_NAME}"
+        )
+    with training.main_process_first(desc="looking for an earlier run"):
+        record = folder / RECORD
+        if record.exists():
+            earlier = json.loads(record.read_text(encoding="utf-8"))
+            check_same_run(folder, earlier, {"command": command, "settings": settings}, named)
+        elif folder.exists() and any(folder.iterdir()):
+            raise FileExistsError(
+                f"output_dir={str(folder)!r} exists, and is no run of {command}: choose a new folder, or remove it"
+            )
+        if training.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_incomplete_checkpoints(folder)
+            write_whole(record, json.dumps({"command": command, "settings": settings}, indent=2) + "\n")
+    return named or get_last_checkpoint(folder)
+
+
+def check_same_run(folder: Path, earlier: dict, now: dict, named: str | None) -> None:
+    """Raise a `FileExistsError` that says what differs, unless a checkpoint to go on from is named."""
+    if earlier["command"] != now["command"]:
+        raise FileExistsError(
+            f"output_dir={str(folder)!r} holds a run of {earlier['command']}: choose a new folder, or remove it"
+        )
+    before, after = earlier["settings"], now["settings"]
+    differing = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    if differing and named is None:
+        raise FileExistsError(
+            f"output_dir={str(folder)!r} holds a run with other arguments: "
+            + ", ".join(f"{name} {before.get(name)!r}, now {after.get(name)!r}" for name in differing)
+            + ". Repeat them to go on with it, name one of its checkpoints by --resume_from_checkpoint to go on "
+            "differently, choose a new folder, or remove it"
+        )
+
+
+@contextmanager
+def explained_when_the_disk_is_full(folder: str | Path) -> Iterator[None]:
+    """Turn what the several writers of a checkpoint raise on a full disk into one `OSError` that says what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        is_full = getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
+        if not is_full and shutil.disk_usage(folder).free >= NO_SPACE:
+            raise
+        message = (
+            f"the disk is full, output_dir={str(folder)!r} is not whole: free space (--save_total_limit 1 keeps fewer "
+            "checkpoints), then repeat the command, which goes on from the last whole checkpoint"
+        )
+        raise OSError(errno.ENOSPC, message) from error
