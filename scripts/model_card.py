@@ -1,81 +1,225 @@
-"""Model cards from what a training run measured."""
+"""Model cards from what a training run measured, written by a callback of the `Trainer`."""
 
+import re
+import shlex
+import time
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import matplotlib
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    SchedulerType,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
+
+from synkhorn.hub_export import write_whole
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
 
 PAPERS = {
     "synthesizer": "Tay et al., *Synthesizer: Rethinking Self-Attention for Transformer Models*, "
     "[arXiv 2005.00743](https://arxiv.org/abs/2005.00743).",
     "sinkhorn": "Tay et al., *Sparse Sinkhorn Attention*, [arXiv 2002.11296](https://arxiv.org/abs/2002.11296).",
 }
+# what a Trainer measures of itself, and the loss, which says less than any metric
+UNREPORTED = re.compile(r"loss|runtime|.*_per_second|model_preparation_time")
+# fields of a configuration that say nothing of the model's making
+UNSAID = re.compile(r"transformers_version|architectures|dtype|model_type|auto_map|.*_token_id|id2label|label2id|_.*")
+
+
+class CardTexts(NamedTuple):
+    """
+    What a card says that its run cannot measure.
+
+    pipeline_tag: the task, such as `text-classification`.
+    dataset_name, dataset_id: what it was trained on; its name on the Hub, or `None`.
+    language: of the data, or `None` where it is not known.
+    splits: prefix of a Trainer's metrics, `eval` or `test` -> the split, such as `5,000 held-out reviews`.
+    summary, training, limits: paragraphs.
+    use: Python code of about three lines.
+    command: the command line.
+    license: that of the weights, where their author has chosen one.
+    """
+
+    pipeline_tag: str
+    dataset_name: str
+    dataset_id: str | None
+    language: str | None
+    splits: Mapping[str, str]
+    summary: str
+    use: str
+    training: str
+    command: str
+    limits: str
+    license: str | None = None
+
+
+def pipeline_use(pipeline_tag: str, model_name: str, call: str) -> str:
+    """Three lines that use a model through a pipeline; `call` is what its parentheses hold."""
+    return (
+        "from transformers import pipeline\n\n# model: this folder, or its name on the Hub\n"
+        f'model = pipeline("{pipeline_tag}", model="{model_name}", trust_remote_code=True)\nmodel({call})'
+    )
+
+
+def command_line(command: str, arguments: list[str]) -> str:
+    """The command as one types it."""
+    return f"synkhorn {command} {shlex.join(arguments)}"
 
 
 def write_model_card(
     folder: str | Path,
-    *,
-    model_type: str,
-    model_name: str,
-    pipeline_tag: str,
-    dataset_name: str,
-    dataset_id: str,
-    split: str,
-    metrics: Mapping[str, float],
+    texts: CardTexts,
+    config: PreTrainedConfig,
+    metrics: Mapping[str, Mapping[str, float]],
     hyperparameters: Mapping[str, object],
-    texts: Mapping[str, str],
 ) -> Path:
     """
     Write `README.md`, a card with a valid `model-index`, into the folder of a checkpoint.
 
     Args:
         folder: the checkpoint.
-        model_type: the family.
-        model_name: what the card calls the model.
-        pipeline_tag: the task, such as `text-classification`.
-        dataset_name, dataset_id, split: what the metrics were measured on.
-        metrics: name -> value in [0, 1], such as accuracy.
+        texts: what the card says.
+        config: the model's.
+        metrics: split -> metric -> value.
         hyperparameters: name -> value, as a table.
-        texts: the remaining texts of the template: `summary`, `example`, `training`, `command`, `limits`, `curve`.
 
     Returns:
         The card.
     """
+    model_name = Path(folder).resolve().name
     results = [
         EvalResult(
-            task_type=pipeline_tag,
-            dataset_type=dataset_id,
-            dataset_name=dataset_name,
+            task_type=texts.pipeline_tag,
+            dataset_type=texts.dataset_id or "local",
+            dataset_name=texts.dataset_name,
             dataset_split=split,
             metric_type=metric,
             metric_value=round(value, 4),
         )
-        for metric, value in metrics.items()
+        for split, measured in metrics.items()
+        for metric, value in measured.items()
     ]
     data = ModelCardData(
-        language="en",
-        license="apache-2.0",
+        language=texts.language,
+        license=texts.license,
         library_name="transformers",
-        pipeline_tag=pipeline_tag,
-        datasets=[dataset_id],
-        metrics=list(metrics),
-        tags=[model_type, "efficient-attention", "custom_code"],
+        pipeline_tag=texts.pipeline_tag,
+        datasets=[texts.dataset_id] if texts.dataset_id else None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        tags=[config.model_type, "efficient-attention", "custom_code"],
         model_name=model_name,
-        eval_results=results,
+        eval_results=results or None,
     )
-    table = ["| metric | " + f"{dataset_name}, {split} |", "|---|---|"]
-    table += [f"| {metric} | {value:.4f} |" for metric, value in metrics.items()]
+    table = ["| metric | value | measured on |", "|---|---:|---|"]
+    table += [
+        f"| {result.metric_type} | {result.metric_value:.4f} | {texts.dataset_name}, {result.dataset_split} |"
+        for result in results
+    ]
     card = ModelCard.from_template(
         data,
         template_str=files("synkhorn.model_cards").joinpath("template.md").read_text(encoding="utf-8"),
-        model_name=model_name,
-        pipeline_tag=pipeline_tag,
         results="\n".join(table),
         hyperparameters="\n".join(f"| {name} | {value} |" for name, value in hyperparameters.items()),
-        paper=PAPERS[model_type],
-        **texts,
+        paper=PAPERS.get(config.model_type, f"Architecture: {config.model_type}."),
+        **texts._asdict() | {"model_name": model_name},
     )
     path = Path(folder) / "README.md"
-    card.save(path)
+    write_whole(path, str(card))
     return path
+
+
+def hyperparameters_of(training: TrainingArguments, state: TrainerState, model: PreTrainedModel) -> dict[str, object]:
+    """What a run was made with: the Trainer's main arguments, and where the model's fields are not the defaults."""
+    warmup, accumulation = training.warmup_steps, training.gradient_accumulation_steps
+    fields = model.config.to_diff_dict()
+    return {
+        "steps, epochs": f"{state.global_step:,}, {state.epoch:.4g}",
+        "batch size": f"{training.train_batch_size * training.world_size * accumulation}: {training.train_batch_size} "
+        f"a process, processes {training.world_size}, accumulation {accumulation}",
+        "learning rate": f"{training.learning_rate:g}, {SchedulerType(training.lr_scheduler_type).value}, warm-up over "
+        + (f"{warmup:.0%} of the steps" if warmup < 1 else f"{warmup:g} steps"),
+        "weight decay": training.weight_decay,
+        "gradient norm": f"clipped at {training.max_grad_norm:g}" if training.max_grad_norm else "not clipped",
+        "precision": "bfloat16 autocast" if training.bf16 else "float16 autocast" if training.fp16 else "float32",
+        "seed": training.seed,
+        "parameters": f"{model.num_parameters():,}",
+        **{f"`{name}`": value for name, value in fields.items() if not UNSAID.fullmatch(name)},
+    }
+
+
+def draw_curves(history: list[dict[str, Any]], path: Path, metric: str) -> None:
+    """Draw training loss, validation loss and a validation metric of a `Trainer`'s log against the epoch."""
+    figure, (losses, metrics) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, key, label in (
+        (losses, "loss", "training"),
+        (losses, "eval_loss", "validation"),
+        (metrics, f"eval_{metric}", "validation"),
+    ):
+        points = [(entry["epoch"], float(entry[key])) for entry in history if key in entry]
+        if points:
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+            axis.legend()
+    losses.set(xlabel="epoch", ylabel="cross-entropy", title="Loss")
+    name = metric.replace("_", " ")
+    metrics.set(xlabel="epoch", ylabel=name, title=f"Validation {name}")
+    for axis in (losses, metrics):
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+class ModelCardCallback(TrainerCallback):
+    """
+    Writes `README.md` and `curves.png` when training ends, and again with what is measured after it.
+
+    Args:
+        folder: where the trained model is saved.
+        texts: what the card says.
+        metric: the validation metric that is drawn beside the losses.
+    """
+
+    def __init__(self, folder: str | Path, texts: CardTexts, metric: str):
+        self.folder, self.texts, self.metric = Path(folder), texts, metric
+        self.metrics: dict[str, dict[str, float]] = {}
+        self.duration: str | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start, self.goes_on = time.perf_counter(), state.global_step > 0
+
+    def on_train_end(self, args, state, control, model, **kwargs):
+        minutes = (time.perf_counter() - self.start) / 60
+        self.duration = "in several runs" if self.goes_on else f"in {minutes:.1f} minutes on {args.device.type}"
+        self._write(args, state, model)
+
+    def on_evaluate(self, args, state, control, model, metrics, **kwargs):
+        self._measured(args, state, model, metrics)
+
+    def on_predict(self, args, state, control, metrics, model, **kwargs):
+        self._measured(args, state, model, metrics)
+
+    def _measured(self, args, state, model, metrics: Mapping[str, float]) -> None:
+        if self.duration is None:
+            # while training: what is measured need not be of the model that is kept
+            return
+        for name, value in metrics.items():
+            prefix, _, metric = name.partition("_")
+            if prefix in self.texts.splits and isinstance(value, float) and not UNREPORTED.fullmatch(metric):
+                self.metrics.setdefault(self.texts.splits[prefix], {})[metric] = float(value)
+        self._write(args, state, model)
+
+    def _write(self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draw_curves(state.log_history, self.folder / "curves.png", self.metric)
+        texts = self.texts._replace(training=f"{self.texts.training} Trained {self.duration}.")
+        write_model_card(self.folder, texts, model.config, self.metrics, hyperparameters_of(args, state, model))

@@ -10,11 +10,9 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import (
@@ -29,11 +27,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import synkhorn
 
-from .model_card import write_model_card
+from .arguments import DataArguments
+from .model_card import CardTexts, ModelCardCallback, pipeline_use
 from .reviews import LABELS, PACKAGED, load_reviews
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from .runs import remove_incomplete_checkpoints
+from .text_data import described
 
 MAX_LENGTH = 512
 VALIDATION_SIZE = 1000
@@ -82,30 +80,12 @@ def resumable_checkpoint(folder: Path, arguments: dict) -> str | None:
     """The last checkpoint of an interrupted run with the same arguments, or `None`; any other run's are removed."""
     record = folder / "arguments.json"
     if record.exists() and json.loads(record.read_text()) == arguments:
+        remove_incomplete_checkpoints(folder)
         return get_last_checkpoint(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     record.write_text(json.dumps(arguments))
     return None
-
-
-def draw_curves(history: list[dict], path: Path) -> None:
-    """Draw training loss, validation loss and validation accuracy of a `Trainer`'s log against the epoch."""
-    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, key, label in (
-        (losses, "loss", "training"),
-        (losses, "eval_loss", "validation"),
-        (accuracies, "eval_accuracy", "validation"),
-    ):
-        points = [(entry["epoch"], float(entry[key])) for entry in history if key in entry]
-        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-    losses.set(xlabel="epoch", ylabel="cross-entropy", title="Loss")
-    accuracies.set(xlabel="epoch", ylabel="accuracy", title="Validation accuracy")
-    for axis in (losses, accuracies):
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def main(args: list[str] | None = None) -> dict[str, float]:
@@ -181,20 +161,13 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         processing_class=tokenizer,
         compute_metrics=compute_metrics,
     )
-    interrupted_at = resumable_checkpoint(checkpoints, dict(vars(arguments)))
-    start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=interrupted_at)
-    minutes = (time.perf_counter() - start) / 60
-    duration = (
-        f"in {minutes:.1f} minutes on {trainer.args.device.type}" if interrupted_at is None else "in several runs"
-    )
+    callback = ModelCardCallback(output, card_texts(output, arguments, len(train), len(test)), metric="accuracy")
+    trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=resumable_checkpoint(checkpoints, dict(vars(arguments))))
     measured = trainer.predict(encode(test, "held-out reviews")).metrics
     metrics = {name: measured[f"test_{name}"] for name in ("accuracy", "f1")}
-    print(f"Trained {duration}. Held-out accuracy: {metrics['accuracy']:.4f} on {len(test):,} reviews")
-
+    print(f"Trained {callback.duration}. Held-out accuracy: {metrics['accuracy']:.4f} on {len(test):,} reviews")
     trainer.save_model(str(output))
-    draw_curves(trainer.state.log_history, output / "curves.png")
-    write_card(output, arguments, training, model, metrics, duration, len(train), len(test))
     # only now: an interrupted run goes on from its last checkpoint
     shutil.rmtree(checkpoints)
 
@@ -203,45 +176,23 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     return metrics
 
 
-def write_card(output, arguments, training, model, metrics, duration, train_size, test_size) -> None:
-    """Write the model card of a finished run."""
-    packaged = arguments.dataset == PACKAGED
-    settings = FAMILIES[arguments.family]
-    members = ", ".join(f"`{name}={value!r}`" for name, value in settings.items())
-    write_model_card(
-        output,
-        model_type=arguments.family,
-        model_name=output.name,
+def card_texts(output: Path, arguments: QuickstartArguments, train_size: int, test_size: int) -> CardTexts:
+    """What the card says of a finished run."""
+    members = ", ".join(f"`{name}={value!r}`" for name, value in FAMILIES[arguments.family].items())
+    return CardTexts(
         pipeline_tag="text-classification",
-        dataset_name="IMDb (training half, own split)" if packaged else arguments.dataset,
-        dataset_id="stanfordnlp/imdb" if packaged else arguments.dataset,
-        split=f"{test_size:,} held-out reviews" if packaged else "test",
-        metrics=metrics,
-        hyperparameters={
-            "epochs": training.num_train_epochs,
-            "batch size": training.per_device_train_batch_size,
-            "learning rate": f"{training.learning_rate}, linear, warm-up over {training.warmup_steps:.0%} of the steps",
-            "weight decay": training.weight_decay,
-            "dropout": model.config.hidden_dropout,
-            "precision": "bfloat16 autocast" if training.bf16 else "float32",
-            "layers, width, heads, feed-forward": f"{model.config.num_hidden_layers}, {model.config.hidden_size}, "
-            f"{model.config.num_attention_heads}, {model.config.intermediate_size}",
-            "parameters": f"{model.num_parameters():,}",
-            "seed": training.seed,
-        },
-        texts={
-            "summary": f"A small {arguments.family.capitalize()} encoder ({members}) that tells positive from negative "
-            "movie reviews, trained from scratch.",
-            "example": EXAMPLES[0],
-            "training": f"Trained from scratch on {train_size:,} English IMDb reviews, cut at {MAX_LENGTH} tokens of a "
-            f"byte-pair encoding trained on the same reviews, {duration}. The checkpoint with the best accuracy on "
-            f"{VALIDATION_SIZE:,} further reviews was kept.",
-            "command": f"python -m synkhorn.scripts.quickstart --family {arguments.family} "
-            f"--dataset {arguments.dataset} --num_train_epochs {arguments.num_train_epochs:g}",
-            "limits": f"English movie reviews only; text beyond the first {MAX_LENGTH} tokens is cut off by the "
-            "tokenizer. It was not pre-trained, and knows no more of the language than these reviews show.",
-            "curve": "![loss and accuracy](curves.png)",
-        },
+        splits={"test": f"{test_size:,} held-out reviews" if arguments.dataset == PACKAGED else "test"},
+        summary=f"A small {arguments.family.capitalize()} encoder ({members}) that tells positive from negative movie "
+        "reviews, trained from scratch.",
+        use=pipeline_use("text-classification", output.name, repr(EXAMPLES[0])),
+        training=f"{train_size:,} English reviews, cut at {MAX_LENGTH} tokens of a byte-pair encoding trained on the "
+        f"same reviews. The checkpoint with the best accuracy on {VALIDATION_SIZE:,} further reviews was kept.",
+        command=f"python -m synkhorn.scripts.quickstart --family {arguments.family} --dataset {arguments.dataset} "
+        f"--num_train_epochs {arguments.num_train_epochs:g}",
+        limits=f"English movie reviews only; text beyond the first {MAX_LENGTH} tokens is cut off by the tokenizer. It "
+        "was not pre-trained, and knows no more of the language than these reviews show.",
+        license="apache-2.0",
+        **described(DataArguments(dataset=arguments.dataset)),
     )
 
 

@@ -68,11 +68,12 @@ def checkpoint_to_resume(command: str, training: TrainingArguments, settings: di
         raise ValueError(
             f"resume_from_checkpoint={named!r} is no whole checkpoint of a Trainer: no {TRAINER_STATE_NAME}"
         )
+    run = {"command": command, "settings": settings}
     with training.main_process_first(desc="looking for an earlier run"):
         record = folder / RECORD
-        if record.exists():
-            earlier = json.loads(record.read_text(encoding="utf-8"))
-            check_same_run(folder, earlier, {"command": command, "settings": settings}, named)
+        earlier = json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
+        if earlier is not None:
+            check_same_run(folder, earlier, run, named)
         elif folder.exists() and any(folder.iterdir()):
             raise FileExistsError(
                 f"output_dir={str(folder)!r} exists, and is no run of {command}: choose a new folder, or remove it"
@@ -80,8 +81,22 @@ def checkpoint_to_resume(command: str, training: TrainingArguments, settings: di
         if training.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             remove_incomplete_checkpoints(folder)
-            write_whole(record, json.dumps({"command": command, "settings": settings}, indent=2) + "\n")
+            if earlier is None or named is not None:
+                write_whole(record, json.dumps(run, indent=2) + "\n")
     return named or get_last_checkpoint(folder)
+
+
+def results_of(training: TrainingArguments) -> dict[str, float] | None:
+    """What a finished run measured, or `None` while it is not finished."""
+    return json.loads((Path(training.output_dir) / RECORD).read_text(encoding="utf-8")).get("results")
+
+
+def finish(training: TrainingArguments, results: dict[str, float]) -> None:
+    """Mark a run as finished, so that its command, repeated, trains no further."""
+    if training.should_save:
+        record = Path(training.output_dir) / RECORD
+        run = json.loads(record.read_text(encoding="utf-8"))
+        write_whole(record, json.dumps(run | {"results": results}, indent=2) + "\n")
 
 
 def check_same_run(folder: Path, earlier: dict, now: dict, named: str | None) -> None:

@@ -59,6 +59,18 @@ def load_splits(
     }
 
 
+def described(data: DataArguments) -> dict[str, str | None]:
+    """What a model card says of the data: `dataset_name`, and `dataset_id` and `language` where they are known."""
+    if data.dataset == PACKAGED:
+        name = "IMDb (training half, own split)"
+        return {"dataset_name": name, "dataset_id": "stanfordnlp/imdb", "language": "en"}
+    if data.dataset is not None:
+        return {"dataset_name": data.dataset, "dataset_id": data.dataset, "language": None}
+    paths = [path for split in SPLITS for path in getattr(data, f"{split}_files") or []]
+    name = ", ".join(Path(path).name for path in paths)
+    return {"dataset_name": name, "dataset_id": None, "language": None}
+
+
 def load_named(data: DataArguments) -> DatasetDict | IterableDatasetDict:
     """The splits of a dataset of the Hub, or of the packaged reviews."""
     if data.dataset != PACKAGED:

@@ -76,8 +76,12 @@ def test_an_interrupted_quickstart_goes_on_only_with_the_same_arguments(tmp_path
     folder, arguments = tmp_path / "checkpoints", {"family": "synthesizer", "dataset": "reviews"}
     assert quickstart.resumable_checkpoint(folder, arguments) is None
     assert quickstart.resumable_checkpoint(folder, arguments) is None
-    (folder / "checkpoint-7").mkdir()
+    for step in (7, 14):
+        (folder / f"checkpoint-{step}").mkdir()
+    (folder / "checkpoint-7" / "trainer_state.json").write_text("{}")
     assert quickstart.resumable_checkpoint(folder, arguments) == str(folder / "checkpoint-7")
+    # it was still being written
+    assert not (folder / "checkpoint-14").exists()
     assert quickstart.resumable_checkpoint(folder, arguments | {"dataset": "other"}) is None
     assert not (folder / "checkpoint-7").exists()
 

@@ -1,0 +1,148 @@
+"""Rows of text to model, masked or causal, and how well a model predicts them: perplexity and bits per byte."""
+
+import math
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import (
+    DataCollatorForLanguageModeling,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+
+from synkhorn.tokenization.tokenization_synkhorn import byte_characters
+
+from .text_data import Examples
+
+IGNORED = -100
+# documents that are packed together: the last row of each so many may be short
+PACKED_TOGETHER = 1000
+# so that each evaluation, of any run, masks the same tokens
+EVALUATION_SEED = 0
+
+
+def end_of_document(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends a document: `</s>`, or whatever a tokenizer has in its place."""
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    if end is None:
+        raise ValueError(f"the tokenizer {type(tokenizer).__name__} has no eos_token and no sep_token to end documents")
+    return end
+
+
+def text_rows(
+    batch: dict[str, list], column: str, tokenizer: PreTrainedTokenizerBase, max_length: int, packing: bool
+) -> dict[str, list[list[int]]]:
+    """
+    Cut texts into rows of `max_length` tokens, without losing any.
+
+    A document is what the tokenizer makes of it, special tokens too, and always ends in the end of a document. Packed,
+    documents follow one another, and a row may hold the end of one and the beginning of the next; else each has rows
+    of its own, of which the last is shorter.
+    """
+    end = end_of_document(tokenizer)
+    texts = [text for text in batch[column] if text and text.strip()]
+    documents = tokenizer(texts, verbose=False).input_ids if texts else []
+    documents = [ids if ids[-1] == end else [*ids, end] for ids in documents]
+    streams = [list(chain.from_iterable(documents))] if packing else documents
+    rows = [ids[i : i + max_length] for ids in streams for i in range(0, len(ids), max_length)]
+    return {"input_ids": rows}
+
+
+def as_rows(
+    examples: Examples,
+    column: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    packing: bool,
+    num_workers: int | None,
+) -> Examples:
+    """A dataset of texts as one of rows, see `text_rows`."""
+    options: dict[str, Any] = {"batched": True, "batch_size": PACKED_TOGETHER}
+    if hasattr(examples, "__len__"):
+        options |= {"num_proc": num_workers, "desc": "Tokenizing"}
+    cut = partial(text_rows, column=column, tokenizer=tokenizer, max_length=max_length, packing=packing)
+    return examples.map(cut, remove_columns=list(next(iter(examples))), **options)
+
+
+def is_byte_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether each token is a byte, or special."""
+    special = set(tokenizer.all_special_ids)
+    ordinary = {token for token, index in tokenizer.get_vocab().items() if index not in special}
+    return ordinary == set(byte_characters())
+
+
+def nats_and_counts(
+    logits: torch.Tensor, labels: torch.Tensor, is_causal: bool, special_ids: tuple[int, ...]
+) -> torch.Tensor:
+    """
+    Logits (B, L, V) and labels (B, L) -> (B, 3), of each row: the sum of -ln p over its predicted tokens, how many
+    these are, and how many of them are not special.
+    """
+    if is_causal:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    nats = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    predicted = labels != IGNORED
+    ordinary = predicted & ~torch.isin(labels, labels.new_tensor(special_ids))
+    return torch.stack((nats.view_as(labels).sum(-1), predicted.sum(-1), ordinary.sum(-1)), dim=-1)
+
+
+def measures(prediction: EvalPrediction, of_bytes: bool) -> dict[str, float]:
+    """
+    `perplexity`, exp of the mean -ln p over all predicted tokens of the split; and, of a byte-level model,
+    `bits_per_byte`: the sum of -log2 p over all predicted tokens, ends of documents too, by the number of predicted
+    bytes. A causal model predicts all but the first token of a row from those before it; a masked one only the masked
+    bytes, given what is left visible around them, so that its bits are no code length.
+    """
+    nats, tokens, ordinary = np.asarray(prediction.predictions).sum(0, dtype=np.float64).tolist()
+    mean = nats / tokens
+    # exp overflows where a run diverges
+    measured = {"perplexity": math.exp(mean) if mean < 700 else math.inf}
+    if of_bytes:
+        measured["bits_per_byte"] = nats / math.log(2) / ordinary
+    return measured
+
+
+class LanguageModelTrainer(Trainer):
+    """A `Trainer` that masks the same tokens in each evaluation, and measures perplexity over tokens, not batches."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        processing_class: PreTrainedTokenizerBase,
+        mlm_probability: float | None,
+        **kwargs,
+    ):
+        self.mlm_probability = mlm_probability
+        special_ids = tuple(processing_class.all_special_ids)
+        super().__init__(
+            model,
+            args,
+            processing_class=processing_class,
+            data_collator=self.collator(processing_class),
+            preprocess_logits_for_metrics=partial(
+                nats_and_counts, is_causal=mlm_probability is None, special_ids=special_ids
+            ),
+            compute_metrics=partial(measures, of_bytes=is_byte_tokenizer(processing_class)),
+            **kwargs,
+        )
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, seed: int | None = None) -> DataCollatorForLanguageModeling:
+        """Pads rows, and masks them unless the model is causal: by the global generator, or one of its own."""
+        if self.mlm_probability is None:
+            return DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        return DataCollatorForLanguageModeling(tokenizer, mlm_probability=self.mlm_probability, seed=seed)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        training, self.data_collator = self.data_collator, self.collator(self.processing_class, EVALUATION_SEED)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training
