@@ -1,0 +1,104 @@
+"""Metrics of the fine-tuning tasks, each between 0 and 1, computed here: none is downloaded."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from seqeval import metrics as seqeval
+from sklearn.metrics import accuracy_score, f1_score
+
+Scores = dict[str, float]
+
+
+def classification_scores(predictions: Sequence, references: Sequence) -> Scores:
+    """`accuracy`, and `macro_f1`: the mean of the F1 of every class that occurs."""
+    return {
+        "accuracy": float(accuracy_score(references, predictions)),
+        "macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0.0)),
+    }
+
+
+def entity_scores(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Scores:
+    """
+    `precision`, `recall` and `f1` of whole entities as seqeval counts them, and the `accuracy` of the tags.
+
+    An entity counts where its type, its first and its last word are right. Tags without a prefix such as `B-` or `I-`,
+    as those of parts of speech, mark no entities: then `f1` is the mean of the F1 of every tag.
+    """
+    tags = {tag for sentence in references for tag in sentence}
+    if not has_entities(tags):
+        flat = [[tag for sentence in side for tag in sentence] for side in (predictions, references)]
+        scores = classification_scores(*flat)
+        return {"f1": scores["macro_f1"], "accuracy": scores["accuracy"]}
+    return {
+        "precision": float(seqeval.precision_score(references, predictions, zero_division=0)),
+        "recall": float(seqeval.recall_score(references, predictions, zero_division=0)),
+        "f1": float(seqeval.f1_score(references, predictions, zero_division=0)),
+        "accuracy": float(seqeval.accuracy_score(references, predictions)),
+    }
+
+
+def has_entities(tags: set[str]) -> bool:
+    """Whether tags mark entities: each is `O` or has the prefix of a place in an entity."""
+    return all(re.fullmatch(r"O|[BIESLU]-.+", tag) for tag in tags)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and superfluous spaces: SQuAD's definition of the same answer."""
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def answer_f1(prediction: str, reference: str) -> float:
+    """F1 of the words of two answers (Rajpurkar et al., arXiv 1606.05250); no answer is right only for no answer."""
+    words, right = normalize_answer(prediction).split(), normalize_answer(reference).split()
+    common = sum((Counter(words) & Counter(right)).values())
+    if not words or not right:
+        return float(words == right)
+    return 2 * common / (len(words) + len(right))
+
+
+def span_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+    """
+    `exact_match` and `f1` of answers, each against the best of its right answers.
+
+    Args:
+        predictions: answers; the empty text for no answer.
+        references: the right answers of each question; none where it has no answer (SQuAD 2.0).
+    """
+    # a right answer that is nothing but an article or punctuation counts only where there is no other, as in SQuAD 2.0
+    right = [[answer for answer in answers if normalize_answer(answer)] or [""] for answers in references]
+    pairs = list(zip(predictions, right, strict=True))
+    exact = [
+        max(normalize_answer(prediction) == normalize_answer(answer) for answer in answers)
+        for prediction, answers in pairs
+    ]
+    overlap = [max(answer_f1(prediction, answer) for answer in answers) for prediction, answers in pairs]
+    return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(overlap))}
+
+
+def confidence_intervals(
+    measure: Callable[[list[Any]], Mapping[str, float]], rows: Sequence[Any], resamples: int, level: float, seed: int
+) -> dict[str, tuple[float, float]]:
+    """
+    Percentile bootstrap: what `measure` gives for rows drawn anew with replacement, `resamples` times.
+
+    Args:
+        measure: metrics of a list of rows.
+        rows: one a document.
+        resamples: how often to draw; 0 for no interval.
+        level: share of the drawn metrics that the interval holds, such as 0.95.
+        seed: of the draws.
+
+    Returns:
+        Name of a metric -> lower and upper end.
+    """
+    generator = np.random.default_rng(seed)
+    draws = [
+        measure([rows[index] for index in generator.integers(len(rows), size=len(rows))]) for _ in range(resamples)
+    ]
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    return {name: tuple(np.quantile([draw[name] for draw in draws], tails).tolist()) for name in (draws or [{}])[0]}

@@ -1,0 +1,141 @@
+"""What a fine-tuning task is, and the labels that several of them share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from datasets import ClassLabel, Dataset
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from ..metrics import Scores
+
+Row = dict[str, Any]
+
+
+class Task(ABC):
+    """
+    How examples become inputs of a model, and its outputs predictions and metrics.
+
+    Args:
+        arguments: an `arguments_class`.
+        tokenizer: a fast tokenizer.
+        max_length: tokens that the model takes.
+        labels: the classes, in the order of their ids, where the task has any.
+    """
+
+    arguments_class: ClassVar[type]
+    auto_class: ClassVar[type]
+    # the Hub's name of the task
+    pipeline_tag: ClassVar[str]
+    # what the best checkpoint is chosen by
+    best_metric: ClassVar[str]
+    cut_notice: ClassVar[str] = "documents have more tokens than the model takes; the rest of each is cut off"
+
+    def __init__(
+        self, arguments: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: list[str] | None = None
+    ):
+        self.arguments = arguments
+        # what the model says of a token is read at its place, counted from the row's first
+        tokenizer.padding_side = "right"
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.labels = labels
+
+    @classmethod
+    @abstractmethod
+    def columns(cls, arguments: Any) -> list[str]:
+        """The columns that the data must have."""
+
+    @classmethod
+    @abstractmethod
+    def texts(cls, arguments: Any, examples: Dataset) -> Iterator[str]:
+        """All texts of the data, to train a tokenizer on."""
+
+    @classmethod
+    def find_labels(cls, arguments: Any, train: Dataset) -> list[str] | None:
+        """The classes in the training data; `None` where the task has none."""
+        return None
+
+    @abstractmethod
+    def encode(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        """
+        A batch of examples as inputs: the model's, `length` in tokens, and `example`, the index of the row that each
+        came from. `cut` tells which inputs lost text to the maximal length.
+        """
+
+    @abstractmethod
+    def predict(self, examples: Dataset, inputs: Dataset, outputs: Any) -> list[Row]:
+        """For each example a JSON row of what the model says and what is right."""
+
+    @abstractmethod
+    def measure(self, rows: Sequence[Row]) -> Scores:
+        """The metrics of rows of `predict`."""
+
+    def collator(self) -> Any:
+        """What makes a batch of inputs."""
+        return DataCollatorWithPadding(self.tokenizer)
+
+    def reduce(self, logits: Any, labels: Any) -> Any:
+        """What is kept of the logits of a batch."""
+        return logits
+
+    def prepare(self, examples: Dataset, split: str, num_proc: int | None = None) -> Dataset:
+        """All inputs of a split. Prints how many of its documents do not fit into the model."""
+        inputs = examples.map(
+            self.encode,
+            batched=True,
+            with_indices=True,
+            remove_columns=examples.column_names,
+            num_proc=num_proc,
+            desc=f"Tokenizing {split}",
+        )
+        cut = len({example for example, was_cut in zip(inputs["example"], inputs["cut"], strict=True) if was_cut})
+        if cut:
+            print(f"{split}: {cut:,} of {len(examples):,} {self.cut_notice} ({self.max_length:,} taken)", flush=True)
+        return inputs.remove_columns("cut")
+
+
+def label_names(column: str, feature: Any, values: Iterable) -> list[str]:
+    """
+    The names of the classes of a column: those of its `ClassLabel`, or all values that occur, in order.
+
+    Raises:
+        ValueError: if a value is neither text nor a whole number.
+    """
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    found = set(values)
+    for value in found:
+        if not isinstance(value, (str, int)):
+            raise ValueError(f"the label {value!r} in column {column!r} must be text or a whole number")
+    return [str(value) for value in sorted(found, key=lambda value: (isinstance(value, str), value))]
+
+
+def label_ids(column: str, feature: Any, values: Sequence, labels: Sequence[str]) -> list[int]:
+    """
+    The ids of labels, where `labels` has the names of the classes.
+
+    Raises:
+        ValueError: for a value that is out of range, or no class.
+    """
+    if isinstance(feature, ClassLabel):
+        for value in values:
+            if value is None or not 0 <= value < feature.num_classes:
+                raise ValueError(
+                    f"the label {value} in column {column!r} is out of range: it must be 0 to "
+                    f"{feature.num_classes - 1}. Remove the rows without a label"
+                )
+        values = [feature.names[value] for value in values]
+    ids = {name: index for index, name in enumerate(labels)}
+    for value in values:
+        if str(value) not in ids:
+            raise ValueError(f"the label {value!r} in column {column!r} is unknown: the classes are {list(labels)}")
+    return [ids[str(value)] for value in values]
+
+
+def with_probability(logits: np.ndarray, labels: Sequence[str]) -> tuple[str, float]:
+    """The likeliest class of (classes,) logits, and its probability."""
+    weights = np.exp(logits - logits.max())
+    best = int(logits.argmax())
+    return labels[best], float(weights[best] / weights.sum())
