@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
 from ..metrics import Scores, classification_scores
+from ..model_card import pipeline_use
 from .task import Row, Task, label_ids, label_names, with_probability
 
 
@@ -62,6 +63,9 @@ class Classification(Task):
             "example": indices,
             "cut": [bool(encoding.overflowing) for encoding in encoded.encodings],
         }
+
+    def use(self, model_name: str) -> str:
+        return pipeline_use(self.pipeline_tag, model_name, '"A text to classify."')
 
     def predict(self, examples: Dataset, inputs: Dataset, outputs: Any) -> list[Row]:
         rows = []

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoice
 
 from ..metrics import Scores, classification_scores
-from .task import Row, Task, with_probability
+from .task import Row, Task, auto_use, with_probability
 
 
 @dataclass
@@ -111,6 +111,15 @@ class MultipleChoice(Task):
                 f"{count - 1}, as there are {count} choices"
             )
         return int(value)
+
+    def use(self, model_name: str) -> str:
+        return auto_use(
+            self.auto_class,
+            model_name,
+            'inputs = tokenizer(["A text."] * 2, ["One end.", "Another."], padding=True, return_tensors="pt")\n'
+            "outputs = model(**{name: tensor[None] for name, tensor in inputs.items()})\n"
+            "print(outputs.logits.argmax(-1))  # the number of the choice",
+        )
 
     def predict(self, examples: Dataset, inputs: Dataset, outputs: Any) -> list[Row]:
         rows = []

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoModelForQuestionAnswering
 
 from ..metrics import Scores, span_scores
-from .task import Row, Task
+from .task import Row, Task, auto_use
 from .windows import best_spans, window_stride
 
 
@@ -66,6 +66,7 @@ class QuestionAnswering(Task):
     auto_class = AutoModelForQuestionAnswering
     pipeline_tag = "question-answering"
     best_metric = "f1"
+    cuts_documents = False
     cut_notice = "questions have more tokens than --max_question_length; the rest of each is cut off"
 
     @classmethod
@@ -153,6 +154,16 @@ class QuestionAnswering(Task):
                 f"row {index} has the answer {text!r} at character {start} of the document, but {found!r} stands there"
             )
         return start, start + len(text)
+
+    def use(self, model_name: str) -> str:
+        return auto_use(
+            self.auto_class,
+            model_name,
+            'inputs = tokenizer("A question?", "A document.", return_tensors="pt")\n'
+            "outputs = model(**inputs)\n"
+            "first, last = outputs.start_logits.argmax(), outputs.end_logits.argmax()\n"
+            "print(tokenizer.decode(inputs.input_ids[0, first : last + 1]))",
+        )
 
     def predict(self, examples: Dataset, inputs: Dataset, outputs: Any) -> list[Row]:
         windows = defaultdict(list)

@@ -30,6 +30,8 @@ class Task(ABC):
     pipeline_tag: ClassVar[str]
     # what the best checkpoint is chosen by
     best_metric: ClassVar[str]
+    # whether a document's tokens beyond the maximal length are lost
+    cuts_documents: ClassVar[bool] = True
     cut_notice: ClassVar[str] = "documents have more tokens than the model takes; the rest of each is cut off"
 
     def __init__(
@@ -71,6 +73,10 @@ class Task(ABC):
     @abstractmethod
     def measure(self, rows: Sequence[Row]) -> Scores:
         """The metrics of rows of `predict`."""
+
+    @abstractmethod
+    def use(self, model_name: str) -> str:
+        """Three lines of Python that use the model, for its card."""
 
     def collator(self) -> Any:
         """What makes a batch of inputs."""
@@ -139,3 +145,13 @@ def with_probability(logits: np.ndarray, labels: Sequence[str]) -> tuple[str, fl
     weights = np.exp(logits - logits.max())
     best = int(logits.argmax())
     return labels[best], float(weights[best] / weights.sum())
+
+
+def auto_use(auto_class: type, model_name: str, call: str) -> str:
+    """Python code that loads a model for which Transformers has no pipeline, and then does `call`."""
+    return (
+        f"from transformers import {auto_class.__name__}, AutoTokenizer\n\n"
+        "# this folder, or its name on the Hub\n"
+        f'tokenizer = AutoTokenizer.from_pretrained("{model_name}")\n'
+        f'model = {auto_class.__name__}.from_pretrained("{model_name}", trust_remote_code=True)\n{call}'
+    )

@@ -9,6 +9,7 @@ from datasets import Dataset, List
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
 from ..metrics import Scores, entity_scores
+from ..model_card import pipeline_use
 from .task import Row, Task, label_ids, label_names
 from .windows import window_stride
 
@@ -41,6 +42,7 @@ class TokenClassification(Task):
     auto_class = AutoModelForTokenClassification
     pipeline_tag = "token-classification"
     best_metric = "f1"
+    cuts_documents = False
 
     @classmethod
     def columns(cls, arguments: TokenClassificationArguments) -> list[str]:
@@ -108,6 +110,9 @@ class TokenClassification(Task):
             "example": [indices[sample] for sample in samples],
             "cut": [False] * len(tagged),
         }
+
+    def use(self, model_name: str) -> str:
+        return pipeline_use(self.pipeline_tag, model_name, '"A text to tag."')
 
     def predict(self, examples: Dataset, inputs: Dataset, outputs: Any) -> list[Row]:
         # a word of which the tokenizer leaves nothing has no token to be tagged at
