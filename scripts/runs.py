@@ -71,10 +71,12 @@ def checkpoint_to_resume(command: str, training: TrainingArguments, settings: di
     run = {"command": command, "settings": settings}
     with training.main_process_first(desc="looking for an earlier run"):
         record = folder / RECORD
-        earlier = json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
+        # a run that ended before it made anything, such as by an error in its arguments, is none
+        is_begun = folder.exists() and any(path != record for path in folder.iterdir())
+        earlier = json.loads(record.read_text(encoding="utf-8")) if is_begun and record.exists() else None
         if earlier is not None:
             check_same_run(folder, earlier, run, named)
-        elif folder.exists() and any(folder.iterdir()):
+        elif is_begun:
             raise FileExistsError(
                 f"output_dir={str(folder)!r} exists, and is no run of {command}: choose a new folder, or remove it"
             )
