@@ -44,8 +44,8 @@ from .metrics import Scores
 from .model_card import CardTexts, ModelCardCallback, command_line
 from .models import load_model, load_tokenizer, own_fields
 from .runs import checkpoint_to_resume, explained_when_the_disk_is_full, finish, results_of, settings_of
-from .tasks import TASKS, Task
-from .tasks.task import Row
+from .tasks import TASKS
+from .tasks.task import FinetuneTask, Row, Task
 from .text_data import described, load_splits
 
 DEFAULTS = {
@@ -153,7 +153,7 @@ def label_fields(labels: list[str] | None) -> dict[str, dict]:
 
 
 def card_texts(
-    task: Task,
+    task: FinetuneTask,
     model_arguments: ModelArguments,
     finetuning: FinetuneArguments,
     data: DataArguments,

@@ -1,14 +1,17 @@
-"""The tasks of `synkhorn finetune`, one file each."""
+"""The tasks of `synkhorn finetune` and `synkhorn evaluate`, one file each."""
 
 from .classification import Classification
+from .language_modeling import LanguageModeling
 from .multiple_choice import MultipleChoice
 from .question_answering import QuestionAnswering
-from .task import Task
+from .task import FinetuneTask, Task
 from .token_classification import TokenClassification
 
-TASKS: dict[str, type[Task]] = {
+TASKS: dict[str, type[FinetuneTask]] = {
     "classification": Classification,
     "token-classification": TokenClassification,
     "question-answering": QuestionAnswering,
     "multiple-choice": MultipleChoice,
 }
+# with what is measured, but not fine-tuned
+MEASURED: dict[str, type[Task]] = {**TASKS, "language-modeling": LanguageModeling}

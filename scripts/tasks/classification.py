@@ -9,8 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
 from ..metrics import Scores, classification_scores
-from ..model_card import pipeline_use
-from .task import Row, Task, label_ids, label_names, with_probability
+from .task import FinetuneTask, Row, label_ids, label_names, with_probability
 
 
 @dataclass
@@ -26,7 +25,7 @@ class ClassificationArguments:
     label_column: str = field(default="label", metadata={"help": "Column of the class: a name or a number."})
 
 
-class Classification(Task):
+class Classification(FinetuneTask):
     """One class for a document, or for a pair of texts."""
 
     arguments_class = ClassificationArguments
@@ -63,9 +62,6 @@ class Classification(Task):
             "example": indices,
             "cut": [bool(encoding.overflowing) for encoding in encoded.encodings],
         }
-
-    def use(self, model_name: str) -> str:
-        return pipeline_use(self.pipeline_tag, model_name, '"A text to classify."')
 
     def predict(self, examples: Dataset, inputs: Dataset, outputs: Any) -> list[Row]:
         rows = []

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoice
 
 from ..metrics import Scores, classification_scores
-from .task import Row, Task, auto_use, with_probability
+from .task import FinetuneTask, Row, auto_use, with_probability
 
 
 @dataclass
@@ -34,7 +34,7 @@ class MultipleChoiceArguments:
             self.question_column = None
 
 
-class MultipleChoice(Task):
+class MultipleChoice(FinetuneTask):
     """The right one of several continuations or answers."""
 
     arguments_class = MultipleChoiceArguments
@@ -93,7 +93,7 @@ class MultipleChoice(Task):
         return {
             **{name: [values[row] for row in rows] for name, values in encoded.items()},
             "labels": labels,
-            "length": [max(map(len, encoded["input_ids"][row])) for row in rows],
+            "length": [sum(map(len, encoded["input_ids"][row])) for row in rows],
             "example": indices,
             "cut": [any(encoding.overflowing for encoding in encoded.encodings[row]) for row in rows],
         }

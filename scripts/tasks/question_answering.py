@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoModelForQuestionAnswering
 
 from ..metrics import Scores, span_scores
-from .task import Row, Task, auto_use
+from .task import FinetuneTask, Row, auto_use
 from .windows import best_spans, window_stride
 
 
@@ -55,7 +55,7 @@ class QuestionAnsweringArguments:
                 raise ValueError(f"{name}={value} must be at least 1")
 
 
-class QuestionAnswering(Task):
+class QuestionAnswering(FinetuneTask):
     """
     The span of a document that answers a question. A document longer than the model is read in windows that overlap,
     each with the question. A window without the answer, or without the whole of it, is trained to point at its first

@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ..metrics import Scores
+from ..model_card import pipeline_use
 
 Row = dict[str, Any]
 
@@ -26,12 +27,6 @@ class Task(ABC):
 
     arguments_class: ClassVar[type]
     auto_class: ClassVar[type]
-    # the Hub's name of the task
-    pipeline_tag: ClassVar[str]
-    # what the best checkpoint is chosen by
-    best_metric: ClassVar[str]
-    # whether a document's tokens beyond the maximal length are lost
-    cuts_documents: ClassVar[bool] = True
     cut_notice: ClassVar[str] = "documents have more tokens than the model takes; the rest of each is cut off"
 
     def __init__(
@@ -49,16 +44,6 @@ class Task(ABC):
     def columns(cls, arguments: Any) -> list[str]:
         """The columns that the data must have."""
 
-    @classmethod
-    @abstractmethod
-    def texts(cls, arguments: Any, examples: Dataset) -> Iterator[str]:
-        """All texts of the data, to train a tokenizer on."""
-
-    @classmethod
-    def find_labels(cls, arguments: Any, train: Dataset) -> list[str] | None:
-        """The classes in the training data; `None` where the task has none."""
-        return None
-
     @abstractmethod
     def encode(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
         """
@@ -73,10 +58,6 @@ class Task(ABC):
     @abstractmethod
     def measure(self, rows: Sequence[Row]) -> Scores:
         """The metrics of rows of `predict`."""
-
-    @abstractmethod
-    def use(self, model_name: str) -> str:
-        """Three lines of Python that use the model, for its card."""
 
     def collator(self) -> Any:
         """What makes a batch of inputs."""
@@ -100,6 +81,31 @@ class Task(ABC):
         if cut:
             print(f"{split}: {cut:,} of {len(examples):,} {self.cut_notice} ({self.max_length:,} taken)", flush=True)
         return inputs.remove_columns("cut")
+
+
+class FinetuneTask(Task):
+    """A task that a model is trained on."""
+
+    # the Hub's name of the task
+    pipeline_tag: ClassVar[str]
+    # what the best checkpoint is chosen by
+    best_metric: ClassVar[str]
+    # whether a document's tokens beyond the maximal length are lost
+    cuts_documents: ClassVar[bool] = True
+
+    @classmethod
+    @abstractmethod
+    def texts(cls, arguments: Any, examples: Dataset) -> Iterator[str]:
+        """All texts of the data, to train a tokenizer on."""
+
+    @classmethod
+    def find_labels(cls, arguments: Any, train: Dataset) -> list[str] | None:
+        """The classes in the training data; `None` where the task has none."""
+        return None
+
+    def use(self, model_name: str) -> str:
+        """Three lines of Python that use the model, for its card."""
+        return pipeline_use(self.pipeline_tag, model_name, '"A text."')
 
 
 def label_names(column: str, feature: Any, values: Iterable) -> list[str]:

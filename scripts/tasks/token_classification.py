@@ -9,8 +9,7 @@ from datasets import Dataset, List
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
 from ..metrics import Scores, entity_scores
-from ..model_card import pipeline_use
-from .task import Row, Task, label_ids, label_names
+from .task import FinetuneTask, Row, label_ids, label_names
 from .windows import window_stride
 
 
@@ -31,7 +30,7 @@ class TokenClassificationArguments:
     )
 
 
-class TokenClassification(Task):
+class TokenClassification(FinetuneTask):
     """
     A tag for every word. Words are joined by spaces and tokenized as running text, as the model reads it elsewhere; a
     word's tag is that of its first token. A document longer than the model is read in windows that overlap, and a word
@@ -110,9 +109,6 @@ class TokenClassification(Task):
             "example": [indices[sample] for sample in samples],
             "cut": [False] * len(tagged),
         }
-
-    def use(self, model_name: str) -> str:
-        return pipeline_use(self.pipeline_tag, model_name, '"A text to tag."')
 
     def predict(self, examples: Dataset, inputs: Dataset, outputs: Any) -> list[Row]:
         # a word of which the tokenizer leaves nothing has no token to be tagged at
