@@ -1,5 +1,6 @@
 """Rows of text to model, masked or causal, and how well a model predicts them: perplexity and bits per byte."""
 
+import hashlib
 import math
 from functools import partial
 from itertools import chain
@@ -7,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import IterableDataset
 from torch.nn.functional import cross_entropy
 from transformers import (
     DataCollatorForLanguageModeling,
+    DataCollatorForTokenClassification,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -24,8 +28,12 @@ from .text_data import Examples
 IGNORED = -100
 # documents that are packed together: the last row of each so many may be short
 PACKED_TOGETHER = 1000
+# texts of a stream that are shuffled at a time
+SHUFFLED_TEXTS = 1000
 # so that each evaluation, of any run, masks the same tokens
 EVALUATION_SEED = 0
+# column of a row's place in a stream
+PLACE = "place"
 
 
 def end_of_document(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -71,6 +79,16 @@ def as_rows(
     return examples.map(cut, remove_columns=list(next(iter(examples))), **options)
 
 
+def endless(texts: IterableDataset, seed: int) -> IterableDataset:
+    """A stream that begins anew where it ends, shuffled within a buffer."""
+    return texts.repeat(None).shuffle(seed=seed, buffer_size=SHUFFLED_TEXTS)
+
+
+def with_places(rows: IterableDataset) -> IterableDataset:
+    """A stream whose rows know their place in it."""
+    return rows.map(lambda row, place: {PLACE: place}, with_indices=True)
+
+
 def is_byte_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether each token is a byte, or special."""
     special = set(tokenizer.all_special_ids)
@@ -109,8 +127,37 @@ def measures(prediction: EvalPrediction, of_bytes: bool) -> dict[str, float]:
     return measured
 
 
+class MaskingCollator:
+    """
+    Masks rows as BERT's training does, and pads them.
+
+    What is masked is drawn from `seed`, the epoch and the row alone, or, in a stream, from the row's place in it: a run
+    that goes on after an interruption, or is spread over several processes, masks what one whole run would.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, mlm_probability: float, seed: int):
+        self.masking = DataCollatorForLanguageModeling(tokenizer, mlm_probability=mlm_probability)
+        # pads labels too
+        self.padding = DataCollatorForTokenClassification(tokenizer)
+        self.seed, self.epoch = seed, 0
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return self.padding([self.masked(row["input_ids"], row.get(PLACE, self.epoch)) for row in rows])
+
+    def masked(self, ids: list[int], place: int) -> dict[str, list[int]]:
+        drawn_from = hashlib.blake2b(f"{self.seed} {place} {ids}".encode(), digest_size=7).digest()
+        self.masking.generator = torch.Generator().manual_seed(int.from_bytes(drawn_from, "big"))
+        masked, labels = self.masking.torch_mask_tokens(torch.tensor([ids]))
+        return {"input_ids": masked[0].tolist(), "labels": labels[0].tolist()}
+
+
 class LanguageModelTrainer(Trainer):
-    """A `Trainer` that masks the same tokens in each evaluation, and measures perplexity over tokens, not batches."""
+    """
+    A `Trainer` that masks the same tokens in each evaluation, and measures perplexity over tokens, not batches.
+
+    Args:
+        mlm_probability: share of tokens that are masked; `None` for a causal model.
+    """
 
     def __init__(
         self,
@@ -120,29 +167,41 @@ class LanguageModelTrainer(Trainer):
         mlm_probability: float | None,
         **kwargs,
     ):
-        self.mlm_probability = mlm_probability
+        self.evaluation_collator: Any
+        collator: Any
+        if mlm_probability is None:
+            collator = self.evaluation_collator = DataCollatorForLanguageModeling(processing_class, mlm=False)
+        else:
+            collator = MaskingCollator(processing_class, mlm_probability, args.seed)
+            self.evaluation_collator = MaskingCollator(processing_class, mlm_probability, EVALUATION_SEED)
         special_ids = tuple(processing_class.all_special_ids)
         super().__init__(
             model,
             args,
             processing_class=processing_class,
-            data_collator=self.collator(processing_class),
+            data_collator=collator,
             preprocess_logits_for_metrics=partial(
                 nats_and_counts, is_causal=mlm_probability is None, special_ids=special_ids
             ),
             compute_metrics=partial(measures, of_bytes=is_byte_tokenizer(processing_class)),
             **kwargs,
         )
-
-    def collator(self, tokenizer: PreTrainedTokenizerBase, seed: int | None = None) -> DataCollatorForLanguageModeling:
-        """Pads rows, and masks them unless the model is causal: by the global generator, or one of its own."""
-        if self.mlm_probability is None:
-            return DataCollatorForLanguageModeling(tokenizer, mlm=False)
-        return DataCollatorForLanguageModeling(tokenizer, mlm_probability=self.mlm_probability, seed=seed)
+        if mlm_probability is not None:
+            self.add_callback(EpochOfMasks(collator))
 
     def get_eval_dataloader(self, eval_dataset=None):
-        training, self.data_collator = self.data_collator, self.collator(self.processing_class, EVALUATION_SEED)
+        training, self.data_collator = self.data_collator, self.evaluation_collator
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = training
+
+
+class EpochOfMasks(TrainerCallback):
+    """Tells a collator the epoch, so that each masks other tokens."""
+
+    def __init__(self, collator: MaskingCollator):
+        self.collator = collator
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.collator.epoch = int(state.epoch)

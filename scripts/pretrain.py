@@ -25,15 +25,15 @@ from transformers import (
 )
 
 from .arguments import DataArguments, ModelArguments, parse
-from .language_modeling import LanguageModelTrainer, as_rows, end_of_document
+from .language_modeling import LanguageModelTrainer, as_rows, end_of_document, endless, with_places
 from .model_card import CardTexts, ModelCardCallback, command_line, pipeline_use
 from .models import load_model, load_tokenizer
 from .runs import checkpoint_to_resume, explained_when_the_disk_is_full, finish, results_of, settings_of
 from .text_data import Examples, described, load_splits
 
 OBJECTIVES = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM}
-# texts that a tokenizer is trained on at most, and that a stream is shuffled among
-TOKENIZER_TEXTS, SHUFFLED_TEXTS = 100_000, 1_000
+# texts that a tokenizer is trained on at most
+TOKENIZER_TEXTS = 100_000
 DEFAULTS = {
     "output_dir": "runs/pretrain",
     "learning_rate": 1e-3,
@@ -49,6 +49,11 @@ DEFAULTS = {
     "save_steps": 0.1,
     "save_total_limit": 2,
     "logging_steps": 0.02,
+    # rows hold what the collator needs
+    "remove_unused_columns": False,
+    # over all tokens of the split; the loss is a mean of the means of its batches
+    "metric_for_best_model": "perplexity",
+    "greater_is_better": False,
     # so that a run that goes on is as patient as one that was never interrupted
     "restore_callback_states_from_checkpoint": True,
 }
@@ -101,6 +106,10 @@ def check(own: PretrainingArguments, data: DataArguments, training: TrainingArgu
         )
     if data.streaming and training.max_steps <= 0:
         raise ValueError("streaming=True needs --max_steps: the length of a stream is not known")
+    if training.fsdp and training.device.type == "cpu":
+        raise ValueError(
+            f"fsdp={training.fsdp!r} needs accelerators: on CPUs accelerate falls back to DDP, and is silent"
+        )
 
 
 def texts_of(examples: Examples, column: str) -> list[str]:
@@ -180,11 +189,13 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     tokenizer = load_tokenizer(model_arguments, texts, own.max_length, is_causal=own.objective == "clm")
     model = load_model(OBJECTIVES[own.objective], model_arguments, tokenizer, own.max_length)
     if isinstance(splits["train"], IterableDataset):
-        splits["train"] = splits["train"].shuffle(seed=training.seed, buffer_size=SHUFFLED_TEXTS)
+        splits["train"] = endless(splits["train"], training.seed)
     train, validation = (
         as_rows(splits[name], own.text_column, tokenizer, own.max_length, own.packing, data.num_workers)
         for name in ("train", "validation")
     )
+    if isinstance(train, IterableDataset):
+        train = with_places(train)
     if training.process_index == 0:
         print(f"{type(model).__name__}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens")
         print(how_rows_are_made(own, tokenizer), flush=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
@@ -18,7 +18,10 @@ Examples: TypeAlias = Dataset | IterableDataset
 
 
 def load_splits(
-    data: DataArguments, columns: Sequence[str], needed: Sequence[str] = ("train", "validation"), **reader_options: Any
+    data: DataArguments,
+    columns: Sequence[str],
+    needed: Sequence[str] = ("train", "validation"),
+    sample_by: str = "line",
 ) -> dict[str, Examples]:
     """
     The splits `train`, `validation` and `test` that there are, each with at least one row and with `columns`.
@@ -30,7 +33,7 @@ def load_splits(
         data: what to load.
         columns: the columns that each split must have; others are kept.
         needed: the splits that there must be.
-        reader_options: for `datasets.load_dataset` where local files are read, such as `sample_by="document"`.
+        sample_by: what a row is in a local text file: a `line`, a `paragraph` or a `document`, all of it.
 
     Raises:
         ValueError: if the arguments name no data or two, a file is missing, empty or of an unknown kind, or a split or
@@ -43,7 +46,7 @@ def load_splits(
             f"{PACKAGED} or --train_files texts.jsonl"
         )
     name = f"dataset {data.dataset!r}" if files == {} else "what the files hold"
-    loaded = read_files(files, data.streaming, **reader_options) if files else load_named(data)
+    loaded = read_files(files, data.streaming, sample_by) if files else load_named(data)
     splits = {"validation" if split in VALIDATION_NAMES else split: rows for split, rows in loaded.items()}
     splits = {split: rows for split, rows in splits.items() if split in SPLITS}
     for split, rows in splits.items():
@@ -81,9 +84,7 @@ def load_named(data: DataArguments) -> DatasetDict | IterableDatasetDict:
     return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in reviews.items()})
 
 
-def read_files(
-    files: dict[str, list[str]], streaming: bool, **reader_options: Any
-) -> DatasetDict | IterableDatasetDict:
+def read_files(files: dict[str, list[str]], streaming: bool, sample_by: str) -> DatasetDict | IterableDatasetDict:
     """The splits of local files, all of one kind."""
     kinds = set()
     for split, paths in files.items():
@@ -97,7 +98,9 @@ def read_files(
             kinds.add(READERS[path.suffix])
     if len(kinds) > 1:
         raise ValueError(f"{', '.join(f'{split}_files' for split in files)} mix {sorted(kinds)}: give one kind of file")
-    return load_dataset(kinds.pop(), data_files=files, streaming=streaming, **reader_options)
+    kind = kinds.pop()
+    options = {"sample_by": sample_by} if kind == "text" else {}
+    return load_dataset(kind, data_files=files, streaming=streaming, **options)
 
 
 def check_split(name: str, split: str, examples: Examples, columns: Sequence[str]) -> None:
