@@ -1,0 +1,229 @@
+"""
+Compare training choices, one at a time against a base, on a fixed budget: schedule, clipping, weight decay, dropout,
+and pre-training, masked or causal.
+
+    synkhorn ablate --steps 300 --seeds 0 1 2 --output_dir runs/ablation
+    synkhorn ablate --minutes 2 --factors dropout pre-training
+    synkhorn ablate --grid '{"base": {"family": "synthesizer"}, "factors": {"rate": {"low": {"learning_rate": 1e-4}}}}'
+
+Each run is a `synkhorn finetune`, after a `synkhorn pretrain` where a setting has an `objective`, in a folder of its
+own: one that is finished is not run again. Table, figures and plot are written beside them.
+"""
+
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from transformers.trainer import TRAINER_STATE_NAME
+
+from . import finetune, pretrain
+from .arguments import as_command_line, parse, read_fields
+from .report import about_line, machine, write_report
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+NAME = "base"
+TASK = "classification"
+# arguments of both commands
+BASE: dict[str, Any] = {
+    "dataset": "reviews",
+    "family": "sinkhorn",
+    "max_length": 256,
+    "model_config": {
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "block_size": 32,
+        "hidden_dropout": 0.1,
+    },
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.1,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 64,
+    "bf16": True,
+}
+# factor -> setting -> what it changes
+FACTORS: dict[str, dict[str, dict[str, Any]]] = {
+    "schedule": {
+        "constant": {"lr_scheduler_type": "constant", "warmup_steps": 0},
+        "no warm-up": {"warmup_steps": 0},
+        "cosine": {"lr_scheduler_type": "cosine"},
+    },
+    "clipping": {"off": {"max_grad_norm": 0.0}},
+    "weight decay": {"off": {"weight_decay": 0.0}, "strong": {"weight_decay": 0.1}},
+    "dropout": {"off": {"model_config": {"hidden_dropout": 0.0}}},
+    "pre-training": {"masked": {"objective": "mlm"}, "causal": {"objective": "clm"}},
+}
+# of pre-training only
+PRETRAINING = ("objective", "mlm_probability", "packing")
+CALIBRATION = (10, 30)
+
+
+@dataclass
+class AblationArguments:
+    """What is compared, on which budget."""
+
+    output_dir: str = field(default="runs/ablation", metadata={"help": "Folder of the runs, the table and the plot."})
+    grid: str | None = field(
+        default=None,
+        metadata={
+            "help": "A JSON object, or a JSON or YAML file, with `base`, arguments of finetune that differ from the "
+            "packaged base, and `factors`, in place of the packaged ones: factor -> setting -> arguments."
+        },
+    )
+    factors: list[str] | None = field(
+        default=None, metadata={"help": "Factors to compare; all of the grid if not given."}
+    )
+    steps: int = field(default=300, metadata={"help": "Budget: training steps of each run."})
+    minutes: float | None = field(
+        default=None, metadata={"help": "Budget: in place of --steps, as many as the base trains in so many minutes."}
+    )
+    pretraining_steps: int | None = field(
+        default=None, metadata={"help": "Further steps of pre-training, where there is any; as --steps if not given."}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Each setting is run with each of them."})
+    metric: str = field(default="accuracy", metadata={"help": "What is compared, on the test split."})
+
+
+def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `change`, and fields of `model_config` merged one by one."""
+    result = {**base, **change}
+    if "model_config" in base and "model_config" in change:
+        result["model_config"] = {**base["model_config"], **change["model_config"]}
+    return result
+
+
+def grid_of(arguments: AblationArguments) -> tuple[dict[str, Any], dict[str, dict[str, dict[str, Any]]]]:
+    """
+    The base, and the factors that are compared.
+
+    Raises:
+        ValueError: if the grid has other parts than `base` and `factors`, or lacks a factor.
+    """
+    grid = {} if arguments.grid is None else read_fields("grid", arguments.grid)
+    if unknown := sorted(set(grid) - {"base", "factors"}):
+        raise ValueError(f"--grid has {', '.join(unknown)}: it takes base and factors only")
+    factors = grid.get("factors", FACTORS)
+    names = list(factors) if arguments.factors is None else arguments.factors
+    if unknown := [name for name in names if name not in factors]:
+        raise ValueError(f"--factors {' '.join(unknown)} is not in the grid, which has {', '.join(factors)}")
+    return merged(BASE, grid.get("base", {})), {name: factors[name] for name in names}
+
+
+def run(folder: Path, settings: dict[str, Any], steps: int, pretraining_steps: int, seed: int) -> dict[str, float]:
+    """Train as the settings say, in a folder of its own, and return what was measured."""
+    once = {"max_steps": steps, "save_steps": steps, "eval_strategy": "no", "load_best_model_at_end": False}
+    settings = settings | once | {"save_strategy": "steps", "logging_steps": max(1, steps // 20), "seed": seed}
+    tuning = {name: value for name, value in settings.items() if name not in PRETRAINING}
+    if "objective" in settings:
+        start = folder / "pretrained"
+        budget = {"max_steps": pretraining_steps, "save_steps": pretraining_steps, "output_dir": start}
+        pretrain.main(as_command_line(settings | budget))
+        tuning |= {"model_name_or_path": start}
+    output = folder / "finetuned"
+    results = finetune.main([TASK, *as_command_line(tuning | {"output_dir": output})])
+    history = json.loads((output / f"checkpoint-{steps}" / TRAINER_STATE_NAME).read_text())["log_history"]
+    return {**results, "training_loss": [entry["loss"] for entry in history if "loss" in entry][-1]}
+
+
+def steps_in(minutes: float, base: dict[str, Any], folder: Path) -> int:
+    """Training steps that the base makes in so many minutes, from what two short runs differ by."""
+    seconds = []
+    for steps in CALIBRATION:
+        shutil.rmtree(folder, ignore_errors=True)
+        start = time.perf_counter()
+        run(folder, base, steps, 0, seed=0)
+        seconds.append(time.perf_counter() - start)
+    shutil.rmtree(folder)
+    per_step = max((seconds[1] - seconds[0]) / (CALIBRATION[1] - CALIBRATION[0]), 1e-3)
+    return max(1, round(60 * minutes / per_step))
+
+
+def table(results: list[dict[str, Any]], metric: str) -> list[str]:
+    """The results as rows of Markdown: means over the seeds, and what each seed differs from the base by."""
+    base = results[0][metric]
+    lines = [f"| factor | setting | {metric} | against the base | training loss |", "|---|---|---:|---:|---:|"]
+    for result in results:
+        values = result[metric]
+        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        differences = [value - reference for value, reference in zip(values, base, strict=True)]
+        against = f"{statistics.mean(differences):+.4f}"
+        if len(values) > 1:
+            against += f" ({min(differences):+.4f} to {max(differences):+.4f})"
+        lines.append(
+            f"| {result['factor']} | {result['setting']} | {statistics.mean(values):.4f}{spread} "
+            f"| {'' if result is results[0] else against} | {statistics.mean(result['training_loss']):.4f} |"
+        )
+    return lines
+
+
+def draw(results: list[dict[str, Any]], metric: str, path: Path) -> None:
+    """Draw each seed's metric as a dot, and the base's mean as a line."""
+    names = [result["factor"] + (f": {result['setting']}" if result["setting"] else "") for result in results]
+    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.4 * len(results)), layout="constrained")
+    for place, result in enumerate(results):
+        axis.plot(result[metric], [place] * len(result[metric]), "o", color="tab:blue", alpha=0.6)
+        axis.plot(statistics.mean(result[metric]), place, "|", color="black", markersize=14)
+    axis.axvline(statistics.mean(results[0][metric]), color="gray", linestyle="--", linewidth=1)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.set(xlabel=f"{metric} on the test split; a dot a seed, a bar their mean")
+    axis.grid(alpha=0.3, axis="x")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    """Run the grid, write the table, figures and plot, and return the results, the base's first."""
+    (asked,) = parse([AblationArguments], arguments, __doc__)
+    base, factors = grid_of(asked)
+    output = Path(asked.output_dir)
+    steps = asked.steps if asked.minutes is None else steps_in(asked.minutes, base, output / "calibration")
+    pretraining_steps = asked.pretraining_steps or steps
+    runs = [(NAME, "", base)]
+    runs += [
+        (factor, name, merged(base, change)) for factor, kinds in factors.items() for name, change in kinds.items()
+    ]
+    results: list[dict[str, Any]] = []
+    for factor, setting, settings in runs:
+        folder = output / "-".join(filter(None, (factor, setting))).replace(" ", "_")
+        measured = [run(folder / f"seed-{seed}", settings, steps, pretraining_steps, seed) for seed in asked.seeds]
+        if asked.metric not in measured[0]:
+            raise ValueError(f"metric={asked.metric!r} was not measured: choose one of {', '.join(measured[0])}")
+        results.append(
+            {"factor": factor, "setting": setting} | {name: [row[name] for row in measured] for name in measured[0]}
+        )
+    about = machine()
+    lines = [
+        "# Training choices, one at a time",
+        "",
+        f"{steps} training steps each, and {pretraining_steps} more of pre-training where there is any; "
+        f"seeds {', '.join(map(str, asked.seeds))}: mean and standard deviation over the seeds, and the difference "
+        "from the base of the same seed, mean (lowest to highest). Measured on the test split.",
+        "",
+        "Base: " + ", ".join(f"`{name}={value}`" for name, value in base.items()),
+        "",
+        about_line(about),
+        "",
+        *table(results, asked.metric),
+    ]
+    figures = {"machine": about, "base": base, "factors": factors, "steps": steps, "seeds": asked.seeds}
+    write_report(output / "ablation", "\n".join(lines) + "\n", figures | {"results": results})
+    draw(results, asked.metric, output / "ablation.png")
+    print("\n".join(lines))
+    return results
+
+
+if __name__ == "__main__":
+    main()

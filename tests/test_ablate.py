@@ -1,0 +1,105 @@
+"""`synkhorn ablate`: a tiny grid from end to end, and its table against hand-made figures."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_runs import SIZES, WORDS
+
+from synkhorn.scripts import ablate, finetune
+
+
+@pytest.fixture
+def base(tmp_path) -> dict:
+    """The arguments of a tiny task: whether a text has more good than bad words."""
+    draw = random.Random(0)
+    files = {}
+    for split, count in (("train", 60), ("test", 20)):
+        files[split] = tmp_path / f"{split}.csv"
+        with files[split].open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["text", "label"])
+            for label in draw.choices((0, 1), k=count):
+                rows.writerow([" ".join([*draw.choices(WORDS, k=5), ("bad", "good")[label]]), label])
+    return {
+        "dataset": None,
+        "train_files": [str(files["train"])],
+        "test_files": [str(files["test"])],
+        "validation_size": 10,
+        "tokenizer_name": "bytes",
+        "max_length": 32,
+        "model_config": SIZES | {"block_size": 8},
+        "bf16": False,
+        "disable_tqdm": True,
+    }
+
+
+def test_a_grid_from_end_to_end(base, tmp_path, monkeypatch):
+    factors = {
+        "dropout": {"off": {"model_config": {"hidden_dropout": 0.0}}},
+        "pre-training": {"masked": {"objective": "mlm"}, "causal": {"objective": "clm"}},
+    }
+    (tmp_path / "grid.json").write_text(json.dumps({"base": base, "factors": factors}))
+    output = tmp_path / "ablation"
+    command = ["--grid", str(tmp_path / "grid.json"), "--steps", "3", "--seeds", "0", "1", "--output_dir", str(output)]
+    results = ablate.main(command)
+    assert [(result["factor"], result["setting"]) for result in results] == [
+        ("base", ""),
+        ("dropout", "off"),
+        ("pre-training", "masked"),
+        ("pre-training", "causal"),
+    ]
+    assert all(len(result["accuracy"]) == 2 and min(result["accuracy"]) >= 0 for result in results)
+    assert results[0]["training_loss"] != results[1]["training_loss"] != results[2]["training_loss"]
+    folder = output / "dropout-off" / "seed-1" / "finetuned"
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["hidden_dropout"], config["block_size"], config["hidden_size"]) == (0.0, 8, 16)
+    for objective, kind in (("masked", "ForMaskedLM"), ("causal", "ForCausalLM")):
+        folder = output / f"pre-training-{objective}" / "seed-0"
+        (architecture,) = json.loads((folder / "pretrained" / "config.json").read_text())["architectures"]
+        assert architecture.endswith(kind)
+        assert json.loads((folder / "finetuned" / "run.json").read_text())["settings"]["model_name_or_path"] == str(
+            folder / "pretrained"
+        )
+    assert json.loads((output / "ablation.json").read_text())["results"] == results
+    assert "| pre-training | causal |" in (output / "ablation.md").read_text()
+    with Image.open(output / "ablation.png") as picture:
+        assert picture.size[0] > 800
+    # nothing that is finished is trained again
+    monkeypatch.setattr(finetune, "FinetuneTrainer", None)
+    assert ablate.main(command) == results
+
+
+def test_a_budget_of_minutes_becomes_steps(tmp_path, monkeypatch):
+    clock = iter([0.0, 15.0, 100.0, 125.0])
+    monkeypatch.setattr(ablate.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(ablate, "run", lambda folder, *rest, seed: Path(folder).mkdir())
+    # 20 more steps took 10 seconds more
+    assert ablate.steps_in(3, {}, tmp_path / "calibration") == 360
+    assert not (tmp_path / "calibration").exists()
+
+
+def test_the_table_pairs_seeds():
+    results = [
+        {"factor": "base", "setting": "", "accuracy": [0.5, 0.7], "training_loss": [1.0, 2.0]},
+        {"factor": "clipping", "setting": "off", "accuracy": [0.6, 0.6], "training_loss": [1.0, 1.5]},
+    ]
+    assert ablate.table(results, "accuracy")[2:] == [
+        "| base |  | 0.6000 ± 0.1414 |  | 1.5000 |",
+        "| clipping | off | 0.6000 ± 0.0000 | +0.0000 (-0.1000 to +0.1000) | 1.2500 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--grid", '{"bases": {}}'], "--grid has bases: it takes base and factors only"),
+        (["--factors", "colour"], "--factors colour is not in the grid, which has schedule, clipping"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_an_error(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        ablate.main([*arguments, "--output_dir", str(tmp_path)])
