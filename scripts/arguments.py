@@ -2,7 +2,7 @@
 
 import json
 import sys
-from argparse import SUPPRESS, ArgumentParser
+from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -89,6 +89,10 @@ class DataArguments:
     num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
 
 
+class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows defaults, and leaves the lines of a script's docstring as they are."""
+
+
 def read_fields(argument: str, value: str) -> dict[str, Any]:
     """
     The mapping that `value`, a JSON object or the path of a JSON or YAML file, holds.
@@ -146,7 +150,12 @@ def parse(
         SystemExit: for an unknown argument or a value of the wrong kind, after a message.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = HfArgumentParser(dataclasses, description=description, allow_abbrev=False)  # type: ignore[arg-type]
+    parser = HfArgumentParser(
+        dataclasses,  # type: ignore[arg-type]
+        description=description.strip(),
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", help="YAML or JSON file of arguments, which the command line overrides")
     names = {entry.name: dataclass for dataclass in dataclasses for entry in fields(dataclass) if entry.init}
     trainer = {name for name, dataclass in names.items() if issubclass(dataclass, TrainingArguments)}

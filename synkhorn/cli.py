@@ -53,6 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     if command not in COMMANDS:
         print(f"{usage()}\n\nsynkhorn: {command!r} is no command", file=sys.stderr)
         sys.exit(2)
+    # what the command's own help and errors call it
+    sys.argv[0] = f"synkhorn {command}"
     import_module(f"{__package__}.scripts.{command}").main(rest)
 
 
