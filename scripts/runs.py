@@ -120,15 +120,20 @@ def check_same_run(folder: Path, earlier: dict, now: dict, named: str | None) ->
 
 @contextmanager
 def explained_when_the_disk_is_full(folder: str | Path) -> Iterator[None]:
-    """Turn what the several writers of a checkpoint raise on a full disk into one `OSError` that says what to do."""
+    """
+    Turn what the several writers of a checkpoint raise on a full disk into one `OSError` that says what to do, and
+    remove the checkpoint that was being written.
+    """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         is_full = getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
         if not is_full and shutil.disk_usage(folder).free >= NO_SPACE:
             raise
+        remove_incomplete_checkpoints(Path(folder))
         message = (
-            f"the disk is full, output_dir={str(folder)!r} is not whole: free space (--save_total_limit 1 keeps fewer "
-            "checkpoints), then repeat the command, which goes on from the last whole checkpoint"
+            f"the disk is full: what was being written to output_dir={str(folder)!r} is removed. Free space "
+            "(--save_total_limit 1 keeps fewer checkpoints), then repeat the command, which goes on from the last "
+            "whole checkpoint"
         )
         raise OSError(errno.ENOSPC, message) from error

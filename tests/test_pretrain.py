@@ -288,11 +288,16 @@ def test_a_full_disk_leaves_no_half_checkpoint(texts, tmp_path, monkeypatch, one
 
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", until_full)
-        with pytest.raises(OSError, match="the disk is full, .*free space .*then repeat the command") as caught:
+        with pytest.raises(OSError, match="the disk is full: .* Free space .*then repeat the command") as caught:
             pretrain.main(pretraining(texts, full, **arguments))
     assert caught.value.errno == errno.ENOSPC
-    assert (full / "checkpoint-6").exists() and not (full / "model.safetensors").exists()
+    assert not (full / "checkpoint-6").exists() and not (full / "model.safetensors").exists()
+    # what a writer that is killed leaves behind
+    half = full / "checkpoint-7"
+    half.mkdir()
+    (half / "trainer_state.json").write_text('{"epoch": 0.5,')
     with pytest.raises(ValueError, match="is no whole checkpoint"):
-        pretrain.main(pretraining(texts, full, **arguments, resume_from_checkpoint=full / "checkpoint-6"))
+        pretrain.main(pretraining(texts, full, **arguments, resume_from_checkpoint=half))
     pretrain.main(pretraining(texts, full, **arguments))
     assert same_weights(full, whole)
+    assert not half.exists()
