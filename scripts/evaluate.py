@@ -180,8 +180,10 @@ def measure(arguments: EvaluateArguments, data: DataArguments, kind: type[Task],
         arguments.model_name_or_path, attn_implementation=arguments.attn_implementation, **source
     )
     forget_peak()
-    run = classify if isinstance(task, Classification) else predict
-    rows, seconds = run(task, model, examples, inputs, arguments.batch_size)
+    if isinstance(task, Classification):
+        rows, seconds = classify(task, model, examples, inputs, arguments.batch_size)
+    else:
+        rows, seconds = predict(task, model, examples, inputs, arguments.batch_size)
     tokens = sum(inputs["length"])
     return {
         "metrics": task.measure(rows),
@@ -273,7 +275,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     if own.lm_eval is not None:
         if name != "language-modeling":
             raise ValueError(
-                f"lm_eval={own.lm_eval} measures causal language models: synkhorn evaluate language-modeling"
+                f"lm_eval={own.lm_eval} is for causal language models: synkhorn evaluate language-modeling"
             )
         return harness(own)
     measured = measure(own, data, kind, task_arguments)

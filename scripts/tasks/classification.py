@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
 from ..metrics import Scores, classification_scores
-from .task import FinetuneTask, Row, label_ids, label_names, with_probability
+from .task import FinetuneTask, Row, label_ids, label_names, likeliest
 
 
 @dataclass
@@ -66,8 +66,10 @@ class Classification(FinetuneTask):
     def predict(self, examples: Dataset, inputs: Dataset, outputs: Any) -> list[Row]:
         rows = []
         for logits, label in zip(outputs, inputs["labels"], strict=True):
-            prediction, probability = with_probability(logits, self.labels)
-            rows.append({"prediction": prediction, "probability": probability, "label": self.labels[label]})
+            prediction, probability = likeliest(logits)
+            rows.append(
+                {"prediction": self.labels[prediction], "probability": probability, "label": self.labels[label]}
+            )
         return rows
 
     def measure(self, rows: Sequence[Row]) -> Scores:

@@ -53,7 +53,8 @@ class LanguageModeling(Task):
     def encode(self, batch, indices):
         texts = batch[self.arguments.text_column]
         special = self.tokenizer.num_special_tokens_to_add()
-        stride = window_stride(self.arguments.stride, self.max_length, special)
+        # without a token before a text, the first of a window is predicted by the window before it only
+        stride = max(window_stride(self.arguments.stride, self.max_length, special), 0 if special else 1)
         encoded = self.tokenizer(
             texts,
             truncation=True,

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoice
 
 from ..metrics import Scores, classification_scores
-from .task import FinetuneTask, Row, auto_use, with_probability
+from .task import FinetuneTask, Row, auto_use, likeliest
 
 
 @dataclass
@@ -124,7 +124,7 @@ class MultipleChoice(FinetuneTask):
     def predict(self, examples: Dataset, inputs: Dataset, outputs: Any) -> list[Row]:
         rows = []
         for logits, label, texts in zip(outputs, inputs["labels"], self.choices(examples), strict=True):
-            prediction, probability = with_probability(logits, range(len(texts)))
+            prediction, probability = likeliest(logits)
             rows.append(
                 {"prediction": prediction, "text": texts[prediction], "probability": probability, "label": label}
             )

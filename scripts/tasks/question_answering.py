@@ -178,10 +178,10 @@ class QuestionAnswering(FinetuneTask):
             for window in windows[index]:
                 spans = offsets[window]
                 outside = np.array([start < 0 for start, _ in spans])
-                logits = [np.where(outside, -np.inf, side[window, : len(spans)]) for side in (starts, ends)]
+                start, end = (np.where(outside, -np.inf, side[window, : len(spans)]) for side in (starts, ends))
                 null_score = min(null_score, float(starts[window, 0] + ends[window, 0]))
-                for score, first, last in best_spans(*logits, self.arguments.max_answer_length, self.arguments.n_best):
-                    candidates.append((score, spans[first][0], spans[last][1]))
+                best = best_spans(start, end, self.arguments.max_answer_length, self.arguments.n_best)
+                candidates += [(score, spans[first][0], spans[last][1]) for score, first, last in best]
             rows.append(self.row(example, context, candidates, null_score))
         return rows
 

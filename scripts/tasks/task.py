@@ -26,7 +26,8 @@ class Task(ABC):
     """
 
     arguments_class: ClassVar[type]
-    auto_class: ClassVar[type]
+    # an Auto class
+    auto_class: ClassVar[Any]
     cut_notice: ClassVar[str] = "documents have more tokens than the model takes; the rest of each is cut off"
 
     def __init__(
@@ -146,11 +147,11 @@ def label_ids(column: str, feature: Any, values: Sequence, labels: Sequence[str]
     return [ids[str(value)] for value in values]
 
 
-def with_probability(logits: np.ndarray, labels: Sequence[str]) -> tuple[str, float]:
+def likeliest(logits: np.ndarray) -> tuple[int, float]:
     """The likeliest class of (classes,) logits, and its probability."""
     weights = np.exp(logits - logits.max())
     best = int(logits.argmax())
-    return labels[best], float(weights[best] / weights.sum())
+    return best, float(weights[best] / weights.sum())
 
 
 def auto_use(auto_class: type, model_name: str, call: str) -> str:

@@ -1,0 +1,240 @@
+"""`synkhorn finetune` as its user runs it, on tiny data, for each task and family."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from task_data import MAKERS, MODELS, TRAINING, from_scratch, write_data, write_jsonl
+
+from synkhorn import byte_tokenizer
+from synkhorn.scripts import finetune
+from synkhorn.scripts.tasks import TASKS
+
+# loads a checkpoint in a process without synkhorn, and PEFT, and prints the sum of its weights
+LOAD = """
+import sys
+sys.modules["synkhorn"] = sys.modules["peft"] = None
+import transformers
+model = getattr(transformers, sys.argv[2]).from_pretrained(sys.argv[1], trust_remote_code=True)
+print(type(model).__name__, float(sum(parameter.double().sum() for parameter in model.parameters())))
+"""
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def loaded_elsewhere(folder: Path, auto_class: str, home: Path) -> tuple[str, float]:
+    command = [sys.executable, "-c", LOAD, str(folder), auto_class]
+    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    name, total = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+    return name, float(total)
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_learned_and_its_results_are_written(name, family, tmp_path):
+    output = tmp_path / "model"
+    arguments = [*write_data(tmp_path, name), *from_scratch(family), *TRAINING, "--output_dir", str(output)]
+    results = finetune.main([name, *arguments])
+    kind = TASKS[name]
+    assert results[kind.best_metric] > 0.9
+    rows = rows_of(output / "predictions.jsonl")
+    assert len(rows) == 24
+    # the file says what was measured
+    assert kind(None, byte_tokenizer(), 48).measure(rows) == results
+    card = ModelCard.load(output / "README.md")
+    measured = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert {metric: measured[metric] for metric in results} == pytest.approx(results, abs=1e-4)
+    assert card.data.pipeline_tag == kind.pipeline_tag and "{{" not in card.content
+    # a finished run is not run again
+    before = (output / "model.safetensors").stat().st_mtime_ns
+    assert finetune.main([name, *arguments]) == results
+    assert (output / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_what_the_predictions_say(tmp_path):
+    keys = {
+        "classification": {"prediction", "probability", "label"},
+        "token-classification": {"words", "prediction", "tags"},
+        "question-answering": {"question", "prediction", "answers", "n_best"},
+        "multiple-choice": {"prediction", "text", "probability", "label"},
+    }
+    for name, expected in keys.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        arguments = [*write_data(folder, name, train=8, test=5), *from_scratch("sinkhorn"), "--max_steps", "1"]
+        finetune.main([name, *arguments, "--output_dir", str(folder / "model")])
+        rows, data = rows_of(folder / "model/predictions.jsonl"), rows_of(folder / "test.jsonl")
+        assert all(set(row) == expected for row in rows)
+        right = {"classification": "label", "token-classification": "tags", "multiple-choice": "label"}.get(name)
+        column = {"token-classification": "ner_tags"}.get(name, "label")
+        if right:
+            assert [row[right] for row in rows] == [row[column] for row in data]
+        else:
+            assert [row["answers"] for row in rows] == [row["answers"]["text"] for row in data]
+            for row, example in zip(rows, data, strict=True):
+                assert row["prediction"] in example["context"]
+                chances = [answer["probability"] for answer in row["n_best"]]
+                assert 1 <= len(chances) <= 5 and chances == sorted(chances, reverse=True)
+                assert sum(chances) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_lora_trains_a_checkpoint_and_loads_without_peft(family, tmp_path):
+    name = "token-classification"
+    data = write_data(tmp_path, name)
+    base, output = tmp_path / "base", tmp_path / "lora"
+    first = [*from_scratch(family), "--output_dir", str(base), "--num_train_epochs", "1", "--disable_tqdm", "true"]
+    finetune.main([name, *data, *first])
+    lora = ["--model_name_or_path", str(base), "--lora_r", "2", "--output_dir", str(output)]
+    results = finetune.main([name, *data, *lora, *TRAINING])
+    assert results["f1"] > 0.8
+    adapter = load_file(next(output.glob("checkpoint-*/adapter_model.safetensors")))
+    beside = {key.split(".")[-3] for key in adapter if "lora_A" in key}
+    assert beside == {"query", "key", "value", "output", "input"}
+    before, after = load_file(base / "model.safetensors"), load_file(output / "model.safetensors")
+    assert set(before) == set(after)
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    head = {"token_classifier.weight", "token_classifier.bias"}
+    assert changed > head
+    assert all(key.split(".")[-2] in beside and key.endswith(".weight") for key in changed - head)
+    loaded, total = loaded_elsewhere(output, "AutoModelForTokenClassification", tmp_path / "home")
+    assert loaded == f"{family.title()}ForTokenClassification"
+    assert total == pytest.approx(float(sum(tensor.double().sum() for tensor in after.values())))
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
+    class Killed(Exception):
+        pass
+
+    name = "classification"
+    common = [*write_data(tmp_path, name), *from_scratch("sinkhorn", hidden_dropout=0.1, gumbel_noise=True), *TRAINING,
+              "--save_strategy", "steps", "--eval_strategy", "steps", "--save_steps", "5", "--eval_steps", "5",
+              "--num_train_epochs", "2", "--train_sampling_strategy", "group_by_length"]  # fmt: skip
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    expected = finetune.main([name, *common, "--output_dir", str(whole)])
+    step = finetune.FinetuneTrainer.training_step
+
+    def killed_at_13(trainer, *arguments, **options):
+        if trainer.state.global_step == 13:
+            raise Killed
+        return step(trainer, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune.FinetuneTrainer, "training_step", killed_at_13)
+        with pytest.raises(Killed):
+            finetune.main([name, *common, "--output_dir", str(broken)])
+    assert not (broken / "model.safetensors").exists()
+    assert finetune.main([name, *common, "--output_dir", str(broken)]) == expected
+    first, second = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_grouping_by_length_groups_and_predictions_keep_their_rows(tmp_path):
+    name = "classification"
+    common = [*write_data(tmp_path, name), *from_scratch("synthesizer"), *TRAINING]
+    seen = []
+    sampler = finetune.FinetuneTrainer._get_train_sampler
+
+    def watched(trainer, train_dataset=None):
+        found = sampler(trainer, train_dataset)
+        lengths = trainer.train_dataset["length"]
+        order = [lengths[index] for index in found]
+        seen.append(sum(max(order[i : i + 8]) - min(order[i : i + 8]) for i in range(0, 96, 8)))
+        return found
+
+    for strategy in ("random", "group_by_length"):
+        output = tmp_path / strategy
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(finetune.FinetuneTrainer, "_get_train_sampler", watched)
+            results = finetune.main([name, *common, "--output_dir", str(output), "--train_sampling_strategy", strategy])
+        assert results["accuracy"] > 0.9
+        rows, data = rows_of(output / "predictions.jsonl"), rows_of(tmp_path / "test.jsonl")
+        assert [row["label"] for row in rows] == [row["label"] for row in data]
+    # the longest and the shortest of a batch
+    assert seen[1] < seen[0] / 3
+
+
+def error_of(arguments: list[str]) -> str:
+    with pytest.raises((ValueError, FileExistsError)) as error:
+        finetune.main(arguments)
+    return str(error.value)
+
+
+def test_bad_input_is_an_error_that_says_what_to_do(tmp_path):
+    data, model = write_data(tmp_path, "classification", train=20), from_scratch("sinkhorn")
+    output = tmp_path / "model"
+    call = ["classification", *data, *model, "--output_dir", str(output)]
+    assert "lacks the columns ['body']" in error_of([*call, "--text_column", "body"])
+    (tmp_path / "empty.jsonl").write_text("")
+    assert "which is empty" in error_of([*call, "--test_files", str(tmp_path / "empty.jsonl")])
+    unknown = write_jsonl(tmp_path / "unknown.jsonl", [{"text": "x", "label": "huge"}])
+    message = error_of([*call, "--test_files", unknown])
+    assert "the label 'huge' in column 'label' is unknown: the classes are ['high', 'low', 'mid']" in message
+    assert "max_length=49 is more than" in error_of([*call, "--max_length", "49"])
+    assert "lora_r=0 must be at least 1" in error_of([*call, "--lora_r", "0"])
+    assert "name it by --model_name_or_path" in error_of([*call, "--lora_r", "2"])
+    assert "leave --streaming out" in error_of([*call, "--streaming"])
+    # none of these errors blocks the folder, or leaves a model in it
+    assert {path.name for path in output.iterdir()} == {"run.json"}
+    finetune.main([*call, "--max_steps", "1"])
+    assert "holds a run with other arguments: max_steps 1, now 2" in error_of([*call, "--max_steps", "2"])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine")
+    assert "choose a new folder" in error_of([*call, "--output_dir", str(tmp_path / "full")])
+
+
+def test_documents_longer_than_the_model_are_counted(tmp_path, capsys):
+    data = write_data(tmp_path, "classification", train=20)
+    rows = rows_of(tmp_path / "validation.jsonl")
+    rows[3]["text"] = rows[7]["text"] = "good " * 100
+    write_jsonl(tmp_path / "validation.jsonl", rows)
+    call = ["classification", *data, *from_scratch("sinkhorn"), "--output_dir", str(tmp_path / "model")]
+    finetune.main([*call, "--max_steps", "1"])
+    printed = capsys.readouterr().out
+    assert "validation: 2 of 24 documents have more tokens than the model takes; the rest of each is cut off" in printed
+    assert "test:" not in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("token-classification", {"ner_tags": ["O"]}, "it must have one a word"),
+        ("token-classification", {"ner_tags": "O"}, "must hold a list of tags"),
+        ("question-answering", {"answers": {"text": [], "answer_start": []}}, "pass --no_answer"),
+        ("question-answering", {"answers": {"text": ["Rome"], "answer_start": [0]}}, "stands there"),
+        ("question-answering", {"answers": "Rome"}, "as in SQuAD; it holds"),
+        ("multiple-choice", {"label": 2}, "out of range: it must be 0 to 1"),
+    ],
+)
+def test_bad_rows_are_errors_that_name_them(name, change, message, tmp_path):
+    arguments = write_data(tmp_path, name, train=4, test=2)
+    row = MAKERS[name](random.Random(0))
+    write_jsonl(tmp_path / "test.jsonl", [row | change])
+    if isinstance(next(iter(change.values())), str):
+        write_jsonl(tmp_path / "train.jsonl", [row | change])
+        write_jsonl(tmp_path / "validation.jsonl", [row | change])
+    call = [name, *arguments, *from_scratch("sinkhorn"), "--output_dir", str(tmp_path / "model")]
+    assert message in error_of(call)
+
+
+def test_help_lists_the_tasks_and_explains_each(capsys):
+    finetune.main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in MAKERS)
+    with pytest.raises(SystemExit) as end:
+        finetune.main(["question-answering", "--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("--max_answer_length", "--lora_r", "--no_answer", "group_by_length"))
+    with pytest.raises(SystemExit) as end:
+        finetune.main(["summarization"])
+    assert end.value.code == 2
