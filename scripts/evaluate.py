@@ -15,6 +15,7 @@ tasks go through a Trainer, as in fine-tuning. No metric is downloaded.
 With --lm_eval a causal model is handed to EleutherAI's harness, which must be installed: pip install lm_eval.
 """
 
+import inspect
 import sys
 import tempfile
 import time
@@ -270,7 +271,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
         sys.exit(2)
     kind = MEASURED[name]
     own, data, task_arguments = parse(
-        (EvaluateArguments, DataArguments, kind.arguments_class), rest, f"{kind.__doc__}\n{__doc__}"
+        (EvaluateArguments, DataArguments, kind.arguments_class), rest, f"{inspect.getdoc(kind)}\n{__doc__}"
     )
     if own.lm_eval is not None:
         if name != "language-modeling":

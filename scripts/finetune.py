@@ -16,6 +16,7 @@ LoRA: with --lora_r only small matrices beside the layers, and the head, are tra
 that are saved, so that the result loads like any other checkpoint, without PEFT.
 """
 
+import inspect
 import json
 import sys
 from collections.abc import Iterable
@@ -200,7 +201,7 @@ def main(arguments: list[str] | None = None) -> Scores | None:
     model_arguments, data, task_arguments, finetuning, training = parse(
         (ModelArguments, DataArguments, kind.arguments_class, FinetuneArguments, TrainingArguments),
         rest,
-        f"{kind.__doc__}\n{__doc__}",
+        f"{inspect.getdoc(kind)}\n{__doc__}",
         metric_for_best_model=kind.best_metric,
         **DEFAULTS,
     )
