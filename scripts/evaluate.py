@@ -2,7 +2,7 @@
 Evaluate a checkpoint on a dataset: its metrics with confidence intervals, its throughput and its peak memory.
 
     synkhorn evaluate classification --model_name_or_path my-classifier --dataset reviews
-    synkhorn evaluate language-modeling --model_name_or_path my-model --test_files books.txt --output books
+    synkhorn evaluate language-modeling --model_name_or_path my-model --test_files books.txt --sample_by document
     synkhorn evaluate language-modeling --model_name_or_path my-model --lm_eval lambada_openai hellaswag
 
 Intervals are those of a bootstrap over documents: they tell what another sample of documents would change, not another
@@ -36,6 +36,7 @@ from .metrics import confidence_intervals
 from .report import about_line, machine, write_report
 from .tasks import MEASURED, Task
 from .tasks.classification import Classification
+from .tasks.language_modeling import LanguageModelingArguments
 from .tasks.task import Row
 from .text_data import load_splits
 
@@ -172,7 +173,11 @@ def measure(arguments: EvaluateArguments, data: DataArguments, kind: type[Task],
     longest = config.max_position_embeddings
     if arguments.max_length is not None and not 1 <= arguments.max_length <= longest:
         raise ValueError(f"max_length={arguments.max_length} must be 1 to {longest}, which the model takes")
-    examples = load_splits(data, kind.columns(task_arguments), needed=[arguments.split])[arguments.split]
+    if data.streaming:
+        raise ValueError("streaming=True: evaluation reads its data several times; leave --streaming out")
+    sample_by = task_arguments.sample_by if isinstance(task_arguments, LanguageModelingArguments) else "line"
+    splits = load_splits(data, kind.columns(task_arguments), needed=[arguments.split], sample_by=sample_by)
+    examples = splits[arguments.split]
     tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path, **source)
     labels = [config.id2label[index] for index in range(config.num_labels)]
     task = kind(task_arguments, tokenizer, arguments.max_length or longest, labels)

@@ -93,6 +93,14 @@ def test_perplexity_is_that_of_a_loop_over_tokens(kind, stride, causal_models, t
     assert measured["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-5)
 
 
+def test_a_text_file_is_lines_or_a_document(causal_models, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("one line\nand another\n")
+    call = ["language-modeling", "--model_name_or_path", str(causal_models / "bytes"), "--test_files", str(path)]
+    documents = {by: evaluate.main([*call, "--sample_by", by])["documents"] for by in ("line", "document")}
+    assert documents == {"line": 2, "document": 1}
+
+
 def error_of(arguments: list[str]) -> str:
     with pytest.raises((ValueError, ModuleNotFoundError)) as error:
         evaluate.main(arguments)
@@ -109,6 +117,7 @@ def test_errors_say_what_to_do(causal_models, tmp_path, monkeypatch):
     assert "max_length=25 must be 1 to 24" in error_of([*call, "--max_length", "25"])
     assert "stride=23 must be 0 to 22" in error_of([*call, "--stride", "23"])
     assert "confidence=95.0 must lie between 0 and 1" in error_of([*call, "--confidence", "95"])
+    assert "leave --streaming out" in error_of([*call, "--streaming"])
     assert "needs validation" in error_of([*call, "--split", "validation"])
     assert "is for causal language models" in error_of(["classification", *source, "--lm_eval", "lambada"])
     monkeypatch.setattr(evaluate, "find_spec", lambda name: None)

@@ -21,6 +21,13 @@ class LanguageModelingArguments:
     _argument_group_name = "language modeling"
 
     text_column: str = field(default="text", metadata={"help": "Column of the text."})
+    sample_by: str = field(
+        default="line",
+        metadata={
+            "help": "What is a document in local .txt files: each `line`, each `paragraph`, or the whole `document`.",
+            "choices": ["line", "paragraph", "document"],
+        },
+    )
     stride: int | None = field(
         default=None,
         metadata={
