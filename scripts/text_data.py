@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from .arguments import DataArguments
 from .reviews import PACKAGED, SPLIT_SEED, load_reviews
@@ -100,7 +101,10 @@ def read_files(files: dict[str, list[str]], streaming: bool, sample_by: str) -> 
         raise ValueError(f"{', '.join(f'{split}_files' for split in files)} mix {sorted(kinds)}: give one kind of file")
     kind = kinds.pop()
     options = {"sample_by": sample_by} if kind == "text" else {}
-    return load_dataset(kind, data_files=files, streaming=streaming, **options)
+    try:
+        return load_dataset(kind, data_files=files, streaming=streaming, **options)
+    except (ValueError, DatasetGenerationError) as error:
+        raise ValueError(f"{files} cannot be read, or hold no row: {error.__cause__ or error}") from error
 
 
 def check_split(name: str, split: str, examples: Examples, columns: Sequence[str]) -> None:

@@ -252,7 +252,8 @@ def test_data_without_texts_is_an_error(tmp_path):
     for name, content, message in (
         ("empty.txt", "", "which is empty"),
         ("numbers.jsonl", '{"text": 1}\n{"text": 2}\n', "text_column='text' holds int, such as"),
-        ("header.csv", "text\n", "is empty: its split train has no row"),
+        ("header.csv", "text\n", "header.csv.* cannot be read, or hold no row"),
+        ("broken.json", '[{"text": "a"', "broken.json.* cannot be read, or hold no row"),
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=message):
