@@ -188,11 +188,13 @@ def growth_table(results: list[dict]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["decode"]:
-        benchmark_decode.main(sys.argv[2:])
+def main(args: list[str] | None = None) -> None:
+    """Measure in processes of their own, and write the table and its figures."""
+    args = sys.argv[1:] if args is None else args
+    if args[:1] == ["decode"]:
+        benchmark_decode.main(args[1:])
         return
-    arguments = parser().parse_args()
+    arguments = parser().parse_args(args)
     if arguments.measure:
         variant, length = arguments.measure
         print(json.dumps(measure(variant, int(length), arguments)))
@@ -202,7 +204,7 @@ def main() -> None:
     variants = [baseline] + [variant for variant in chosen if variant != baseline]
     results = []
     for length, variant in tqdm([(length, variant) for length in arguments.lengths for variant in variants]):
-        command = [sys.executable, "-m", "synkhorn.scripts.benchmark", *sys.argv[1:], "--measure", variant, str(length)]
+        command = [sys.executable, "-m", "synkhorn.scripts.benchmark", *args, "--measure", variant, str(length)]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         results.append({"variant": variant, "length": length} | json.loads(printed.splitlines()[-1]))
     about = machine()

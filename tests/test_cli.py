@@ -12,6 +12,7 @@ import pytest
 from transformers import TrainingArguments
 
 from synkhorn import cli
+from synkhorn.hub_export import source_path
 from synkhorn.scripts import causal_balancing
 from synkhorn.scripts.arguments import DataArguments, ModelArguments, as_command_line, parse, read_fields
 
@@ -25,9 +26,7 @@ def test_the_package_installs_the_command():
 
 
 def test_help_lists_every_command_and_imports_none():
-    code = (
-        "import sys; from synkhorn import cli; cli.main(['--help']); print([n for n in sys.modules if '.scripts' in n])"
-    )
+    code = "import sys; from synkhorn import cli; cli.main(['--help']); print([n for n in sys.modules if '.scripts.' in n])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[-1] == "[]"
     assert re.findall(r"^  (\w+) +\S", printed, flags=re.MULTILINE) == list(cli.COMMANDS)
@@ -37,6 +36,14 @@ def test_every_script_is_a_command():
     scripts = {path.stem for path in (ROOT / "scripts").glob("*.py") if "\ndef main(" in path.read_text()}
     assert scripts == set(cli.COMMANDS)
     assert all(find_spec(f"synkhorn.scripts.{command}") for command in cli.COMMANDS)
+
+
+def test_every_command_takes_its_arguments_as_a_list():
+    for command in cli.COMMANDS:
+        source = source_path(f"synkhorn.scripts.{command}").read_text()
+        assert re.search(r"^def main\((args|arguments): list\[str\] \| None = None\)", source, flags=re.MULTILINE), (
+            command
+        )
 
 
 def test_a_command_gets_its_arguments(monkeypatch):
