@@ -26,7 +26,7 @@ def test_the_package_installs_the_command():
 
 
 def test_help_lists_every_command_and_imports_none():
-    code = "import sys; from synkhorn import cli; cli.main(['--help']); print([n for n in sys.modules if '.scripts.' in n])"
+    code = "import sys; from synkhorn import cli; cli.main(['-h']); print([n for n in sys.modules if '.scripts.' in n])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[-1] == "[]"
     assert re.findall(r"^  (\w+) +\S", printed, flags=re.MULTILINE) == list(cli.COMMANDS)
