@@ -33,7 +33,7 @@ def test_help_lists_every_command_and_imports_none():
 
 
 def test_every_script_is_a_command():
-    scripts = {path.stem for path in (ROOT / "scripts").glob("*.py") if "\ndef main(" in path.read_text()}
+    scripts = {path.stem for path in (ROOT / "scripts").glob("*.py") if "\nif __name__ ==" in path.read_text()}
     assert scripts == set(cli.COMMANDS)
     assert all(find_spec(f"synkhorn.scripts.{command}") for command in cli.COMMANDS)
 
