@@ -54,7 +54,7 @@ class LeftAlignment:
             self._back = (column - skipped) % length
             if start != 0:
                 positions, start = column + (past_length - first).clamp(min=0), None
-        new_mask = None if self.mask is None else self.mask.gather(1, positions.expand(len(self.mask), -1))
+        new_mask = None if self.mask is None else self.mask.gather(1, positions.expand(self.mask.shape[0], -1))
         self.new_tokens = NewTokens(positions, start, new_mask, end)
 
     def align(self, tensor: torch.Tensor | None) -> torch.Tensor | None:

@@ -96,7 +96,7 @@ class BackboneHead(BackbonePreTrainedModel):
         super().__init__(config)
         self.model = self.model_class(config)
 
-    def encode(self, *inputs: torch.Tensor | None, **kwargs) -> ModelOutput:
+    def base_outputs(self, *inputs: torch.Tensor | None, **kwargs) -> ModelOutput:
         """The outputs of the base model, without a cache."""
         return self.model(*inputs, **kwargs | {"return_dict": True, "use_cache": False})
 
@@ -139,7 +139,7 @@ class BackboneForMaskedLM(BackboneHead):
         **kwargs,
     ) -> MaskedLMOutput:
         """`labels`: (batch, length) token ids, -100 where no loss is taken. `logits`: (batch, length, vocab_size)."""
-        outputs = self.encode(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
+        outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
         logits = self.mlm_decoder(self.mlm_head(outputs.last_hidden_state))
         loss = None
         if labels is not None:
@@ -251,7 +251,7 @@ class BackboneForSequenceClassification(BackboneHead):
         **kwargs,
     ) -> SequenceClassifierOutput:
         """`labels`: (batch,) classes or targets, or (batch, num_labels). `logits`: (batch, num_labels)."""
-        outputs = self.encode(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
+        outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
         pooled = pool(outputs.last_hidden_state, attention_mask, self.config.classifier_pooling)
         logits = self.sequence_classifier(pooled)
         loss = None
@@ -282,7 +282,7 @@ class BackboneForTokenClassification(BackboneHead):
         **kwargs,
     ) -> TokenClassifierOutput:
         """`labels`: (batch, length) classes, -100 where no loss is taken. `logits`: (batch, length, num_labels)."""
-        outputs = self.encode(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
+        outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
         logits = self.token_classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
@@ -313,7 +313,7 @@ class BackboneForQuestionAnswering(BackboneHead):
         **kwargs,
     ) -> QuestionAnsweringModelOutput:
         """`start_positions`, `end_positions`: (batch,) token indices; one at or past the length takes no loss."""
-        outputs = self.encode(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
+        outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
@@ -355,7 +355,7 @@ class BackboneForMultipleChoice(BackboneHead):
             tensor if tensor is None else tensor.flatten(0, 1)
             for tensor in (input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds)
         ]
-        outputs = self.encode(*flat, **kwargs)
+        outputs = self.base_outputs(*flat, **kwargs)
         pooled = pool(outputs.last_hidden_state, flat[1], self.config.classifier_pooling)
         logits = self.choice_classifier(pooled).view(-1, num_choices)
         loss = None

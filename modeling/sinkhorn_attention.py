@@ -100,7 +100,7 @@ def pool_blocks(hidden_states: torch.Tensor, mask: torch.Tensor | None, block_si
     blocks = to_blocks(hidden_states, block_size, -2)  # (B, n, b, d)
     if pooling == "first":
         first = valid.int().argmax(-1)[..., None, None]  # argmax takes the first of equals
-        return blocks.gather(2, first.expand(len(blocks), -1, 1, blocks.shape[-1])).squeeze(2).to(precise)
+        return blocks.gather(2, first.expand(blocks.shape[0], -1, 1, blocks.shape[-1])).squeeze(2).to(precise)
     pooled = blocks.sum(2, dtype=precise)
     return pooled if pooling == "sum" else pooled / valid.sum(-1, keepdim=True).clamp(min=1)
 
@@ -123,7 +123,7 @@ def causal_pool_blocks(
     if pooling == "first":
         position = torch.arange(length, device=hidden_states.device)
         last = (position * mask).cummax(-1).values[:, ::block_size, None]  # (1 or B, n, 1)
-        return hidden_states.gather(1, last.expand(len(hidden_states), -1, hidden_states.shape[-1])).to(precise)
+        return hidden_states.gather(1, last.expand(hidden_states.shape[0], -1, hidden_states.shape[-1])).to(precise)
     sums = to_blocks(hidden_states, block_size, -2).sum(2, dtype=precise)
     # past blocks and the first token: to take the rest of the block away again would leak its rounding
     pooled = F.pad(sums[:, :-1].cumsum(1), (0, 0, 1, 0)) + hidden_states[:, ::block_size]

@@ -228,7 +228,7 @@ def decode(
     past = positions[:, None, None, :] <= new_tokens.positions[:, None, :, None]  # (1 or B, 1, L, b)
     valid = torch.ones_like(positions, dtype=torch.bool)
     if mask is not None:
-        valid = mask.gather(1, positions.clamp(max=mask.shape[1] - 1).expand(len(mask), -1))
+        valid = mask.gather(1, positions.clamp(max=mask.shape[1] - 1).expand(mask.shape[0], -1))
     own_logits = queries @ own_keys.transpose(-1, -2)  # (B, H, L, b)
     if sorted_block is None:
         own_weights = seen_softmax(own_logits, valid[:, None, None] & past).to(values.dtype)

@@ -25,11 +25,13 @@ SHARED_CODE = {
     "left_alignment.py",
     "modeling_backbone.py",
     "modeling_heads.py",
+    "position_cache.py",
 }
 CODE = {
     family: SHARED_CODE | {f"configuration_{family}.py", f"modeling_{family}.py", f"{family}_attention.py"}
     for family in ("synthesizer", "sinkhorn")
 }
+CODE["sinkhorn"].add("sinkhorn_cache.py")
 every_family = pytest.mark.parametrize("family", CODE)
 
 

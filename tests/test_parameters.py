@@ -20,6 +20,7 @@ from synkhorn import (
 )
 from synkhorn.modeling.modeling_sinkhorn import SinkhornAttention
 from synkhorn.modeling.modeling_synthesizer import MEMBERS, SynthesizerAttention
+from synkhorn.modeling.position_cache import NewTokens
 
 WIDTH, HEADS, LENGTH, RANK = 18, 3, 13, 3
 HEAD_WIDTH = WIDTH // HEADS
@@ -117,7 +118,8 @@ def test_synthesised_logits_start_out_different(name):
     """Weights that all start equal would not learn, or, where they are fixed, never be anything but a mean."""
     config = tiny_config([name], max_position_embeddings=100, initializer_range=0.02)
     attention = SynthesizerModel(config).layers[0].attention
-    assert attention.members[name](torch.randn(1, 100, 18), None).std() > 1e-3
+    x = torch.randn(1, 100, 18)
+    assert attention.members[name](x, None, NewTokens.all(x)).std() > 1e-3
 
 
 @pytest.mark.parametrize(

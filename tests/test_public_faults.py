@@ -8,6 +8,7 @@ from variants import randomize, tiny_config
 
 from synkhorn import SynthesizerModel
 from synkhorn.modeling.modeling_synthesizer import SynthesizerAttention
+from synkhorn.modeling.position_cache import NewTokens
 from synkhorn.modeling.synthesizer_attention import expand_factors
 
 
@@ -24,10 +25,10 @@ def rows_differ(logits: torch.Tensor) -> bool:
 def test_factorized_random_differs_from_row_to_row():
     """mesh-TensorFlow: one vector for all queries, where the paper has R1 R2^T."""
     member = randomize(SynthesizerAttention(tiny_config(["factorized_random"]), 0)).members["factorized_random"]
-    length = 13
+    length, x = 13, torch.zeros(1, 13, 18)
     faulty = (member.query_weight.sum(1, keepdim=True) @ member.key_weight.transpose(-1, -2)).expand(-1, length, -1)
     assert not rows_differ(faulty)
-    assert rows_differ(member(torch.zeros(1, length, 18), None)[0])
+    assert rows_differ(member(x, None, NewTokens.all(x))[0])
 
 
 def test_factorized_dense_covers_every_pair_of_factors():

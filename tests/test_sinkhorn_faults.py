@@ -5,6 +5,7 @@ from variants import padding, random_ids, randomize, tiny_sinkhorn_config
 
 from synkhorn import SinkhornForCausalLM, SinkhornModel
 from synkhorn.modeling.modeling_sinkhorn import BlockSort, SinkhornAttention
+from synkhorn.modeling.position_cache import NewTokens
 from synkhorn.modeling.sinkhorn_attention import pool_blocks, sinkhorn_attention, sort_blocks, to_blocks
 
 FORMS = ("eager", "sdpa")
@@ -87,7 +88,8 @@ def test_left_padded_generation_equals_the_full_forward():
     def faulty(ids, mask):
         # the layers get the padded row as it stands, with the right positions and the right mask
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        outputs = model.model.encode(ids, mask.bool(), positions, None, None, return_dict=True)
+        new = NewTokens(positions, 0, mask.bool(), 15)
+        outputs = model.model.encode(ids, mask.bool(), positions, None, None, None, new, return_dict=True)
         return model.lm_head(outputs.last_hidden_state)
 
     difference = (step(faulty, ids, mask) - alone(ids, mask)).abs().amax(-1)
