@@ -110,7 +110,8 @@ class BackbonePreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     attention_class: type[nn.Module]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["BackboneEmbeddings", "BackboneLayer"]
+    # not the embeddings: fully sharded, they share a unit with the head that they are tied to
+    _no_split_modules = ["BackboneLayer"]
     _supports_sdpa = True
     _can_compile_fullgraph = True
 

@@ -1,0 +1,20 @@
+"""Fully sharded training: the units that accelerate makes of a model by its `_no_split_modules`, tried on CPUs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("family", ["synthesizer", "sinkhorn"])
+def test_fully_sharded_models_train_as_whole_ones(family):
+    # by accelerate's own function: on CPUs a Trainer falls back to plain data parallelism
+    script = Path(__file__).parent / "fully_sharded.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = subprocess.run([*launcher, script, family], capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    units, farthest = re.search(r"units (\d+) farthest (\S+)", process.stdout).groups()
+    # two layers; final norm, word embeddings and head, which share one unit; the model
+    assert int(units) == 6 and float(farthest) < 1e-5
