@@ -92,7 +92,21 @@ def load_model(
         length = own.pop("max_position_embeddings", config.max_position_embeddings)
         for name, value in {**task_fields, **own}.items():
             setattr(config, name, value)
-        model = auto_class.from_pretrained(arguments.model_name_or_path, config=config, **hub, **attention)
+        model, report = auto_class.from_pretrained(
+            arguments.model_name_or_path,
+            config=config,
+            # a head for other classes is new
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **hub,
+            **attention,
+        )
+        clashes = sorted(name for name, *_ in report["mismatched_keys"] if name.startswith(model.base_model_prefix))
+        if clashes:
+            raise ValueError(
+                f"--model_config {arguments.model_config} does not fit the checkpoint "
+                f"{arguments.model_name_or_path!r}, whose {', '.join(clashes)} have other shapes: leave fields out"
+            )
         if length != config.max_position_embeddings:
             model.resize_max_position_embeddings(length)
     check_fit(model.config, tokenizer, max_length)

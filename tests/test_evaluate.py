@@ -80,7 +80,7 @@ def test_perplexity_is_that_of_a_loop_over_tokens(kind, stride, causal_models, t
             window = start + own[begin : begin + room]
             known = len(start) + (stride if begin else 0)
             for position in range(max(known, 1), len(window)):
-                logits = model(torch.tensor([window[:position]])).logits[0, -1]
+                logits = model(torch.tensor([window[:position]])).logits[0, -1].detach()
                 nats -= float(logits.log_softmax(-1)[window[position]])
                 count += 1
             if begin + room >= len(own):

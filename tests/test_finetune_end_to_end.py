@@ -111,6 +111,27 @@ def test_lora_trains_a_checkpoint_and_loads_without_peft(family, tmp_path):
     assert total == pytest.approx(float(sum(tensor.double().sum() for tensor in after.values())))
 
 
+def test_a_checkpoint_for_other_classes_gets_a_new_head(tmp_path):
+    data, base = write_data(tmp_path, "classification", train=20), tmp_path / "base"
+    finetune.main(["classification", *data, *from_scratch("sinkhorn"), "--output_dir", str(base), "--max_steps", "1"])
+    for split in ("train", "validation", "test"):
+        rows = [
+            row | {"label": f"{row['label']} {len(row['text']) % 2}"} for row in rows_of(tmp_path / f"{split}.jsonl")
+        ]
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    output = tmp_path / "more"
+    call = ["classification", *data, "--model_name_or_path", str(base), "--output_dir", str(output), "--max_steps", "1"]
+    finetune.main(call)
+    before, after = load_file(base / "model.safetensors"), load_file(output / "model.safetensors")
+    assert {key for key in before if before[key].shape != after[key].shape} == {
+        "sequence_classifier.out_proj.weight",
+        "sequence_classifier.out_proj.bias",
+    }
+    other = ["--model_config", '{"hidden_size": 16}', "--output_dir", str(tmp_path / "narrow")]
+    message = error_of([*call, *other])
+    assert "does not fit the checkpoint" in message and "model.embeddings.word_embeddings.weight" in message
+
+
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
     class Killed(Exception):
         pass
