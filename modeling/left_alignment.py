@@ -16,7 +16,7 @@ class LeftAlignment:
         attention_mask: (batch, end), true or non-zero at valid tokens; `None` if all are valid.
         tokens: (batch, length, ...), of which the shape is read.
         past_length: how many tokens a cache holds of each row; a tensor where it counts them itself.
-        end: number of positions that the tokens may look at, if not `past_length` + length.
+        end: number of positions that the tokens may look at.
 
     Attributes:
         mask: (batch, end) boolean mask of the aligned rows, true in column 0; `None` if all tokens are valid.
@@ -27,12 +27,11 @@ class LeftAlignment:
         self,
         attention_mask: torch.Tensor | None,
         tokens: torch.Tensor,
-        past_length: int | torch.Tensor = 0,
-        end: int | None = None,
+        past_length: int | torch.Tensor,
+        end: int,
     ):
         length = tokens.shape[1]
-        end = past_length + length if end is None else end
-        start = past_length if isinstance(past_length, int) else None
+        start: int | None = past_length if isinstance(past_length, int) else None
         column = torch.arange(length, device=tokens.device)
         positions = (column + past_length)[None]
         self.mask: torch.Tensor | None = None

@@ -9,6 +9,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     MaskedLMOutput,
     MultipleChoiceModelOutput,
@@ -96,7 +97,7 @@ class BackboneHead(BackbonePreTrainedModel):
         super().__init__(config)
         self.model = self.model_class(config)
 
-    def base_outputs(self, *inputs: torch.Tensor | None, **kwargs) -> ModelOutput:
+    def base_outputs(self, *inputs: torch.Tensor | None, **kwargs) -> BaseModelOutputWithPast:
         """The outputs of the base model, without a cache."""
         return self.model(*inputs, **kwargs | {"return_dict": True, "use_cache": False})
 

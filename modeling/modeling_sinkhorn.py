@@ -206,8 +206,8 @@ class SinkhornAttention(nn.Module):
             keys, values = keys.masked_fill(padding, 0.0), values.masked_fill(padding, 0.0)
         weights = None
         if past_key_values is not None and new_tokens.start != 0:
-            states = self.cached(hidden_states, keys, values, past_key_values, new_tokens)
-            outputs, weights = self.decode(queries, *states, attention_mask, past_key_values, new_tokens)
+            keys, values, inputs = self.cached(hidden_states, keys, values, past_key_values, new_tokens)
+            outputs, weights = self.decode(queries, keys, values, inputs, attention_mask, past_key_values, new_tokens)
         else:
             if past_key_values is not None:
                 self.cached(hidden_states, keys, values, past_key_values, new_tokens)

@@ -90,6 +90,15 @@ class PositionLayerMixin(CacheLayerMixin):
     is_croppable = True
     # the widths of the states are known from the first call only
     supports_early_init = False
+    device: torch.device
+
+    def prepare(self, new_states: dict[str, torch.Tensor], end: int) -> None:
+        """Make room for `end` positions of states such as these."""
+        raise NotImplementedError
+
+    def advance(self, num_tokens: int) -> None:
+        """Count new tokens."""
+        raise NotImplementedError
 
     @property
     def batched(self) -> tuple[str, ...]:

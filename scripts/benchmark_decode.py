@@ -21,7 +21,7 @@ from pathlib import Path
 import matplotlib
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from ..modeling.position_cache import NewTokens
 from .report import about_line, machine, write_report
@@ -53,7 +53,7 @@ def parser() -> ArgumentParser:
     return parser
 
 
-def build(name: str, positions: int, arguments: Namespace) -> torch.nn.Module:
+def build(name: str, positions: int, arguments: Namespace) -> PreTrainedModel:
     """A causal model of the sizes asked for, with random weights, in evaluation."""
     sizes = {
         "vocab_size": arguments.vocab_size,
@@ -65,10 +65,10 @@ def build(name: str, positions: int, arguments: Namespace) -> torch.nn.Module:
     }
     tokens = {"bos_token_id": 0, "eos_token_id": 0}
     if name == "gpt2":
-        config = GPT2Config(**sizes | tokens)
+        config = AutoConfig.for_model("gpt2", **sizes | tokens)
     elif name == "llama":
         # as many keys as queries, and as many weights in its gated feed-forward layer as in the others'
-        config = LlamaConfig(**sizes | tokens | {"intermediate_size": 8 * arguments.hidden_size // 3})
+        config = AutoConfig.for_model("llama", **sizes | tokens | {"intermediate_size": 8 * arguments.hidden_size // 3})
     elif name == "sinkhorn":
         config = AutoConfig.for_model("sinkhorn", **sizes)
     else:
@@ -82,7 +82,7 @@ def matrix_bytes(name: str, positions: int, arguments: Namespace) -> int:
     return 4 * matrices * arguments.num_hidden_layers * arguments.num_attention_heads * positions**2
 
 
-def filled_cache(model: torch.nn.Module, length: int, batch_size: int) -> DynamicCache:
+def filled_cache(model: PreTrainedModel, length: int, batch_size: int) -> DynamicCache:
     """A cache that holds `length` tokens."""
     config = model.config
     if config.model_type == "sinkhorn":
@@ -199,7 +199,8 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser().parse_args(argv)
     if arguments.measure:
-        print(json.dumps(measure(*arguments.measure, arguments)))
+        length, batch_size = arguments.measure
+        print(json.dumps(measure(length, batch_size, arguments)))
         return
     results = []
     for batch_size, length in tqdm([(b, n) for b in arguments.batch_sizes for n in arguments.lengths]):
