@@ -5,6 +5,12 @@ import torch
 from .position_cache import NewTokens
 
 
+def wrapped(index: torch.Tensor, length: int) -> torch.Tensor:
+    """`index % length` for -length <= index < 2 length: ONNX has no remainder by a length that it does not know."""
+    index = torch.where(index < 0, index + length, index)
+    return torch.where(index < length, index, index - length)
+
+
 class LeftAlignment:
     """
     Rolls the tokens of each row so that its first valid one comes first, and back.
@@ -46,11 +52,11 @@ class LeftAlignment:
         if self.mask is not None and (traced or not self.mask[:, 0].all()):
             first = self.mask.int().argmax(-1, keepdim=True)  # (B, 1): argmax takes the first of equals
             every = torch.arange(end, device=tokens.device)
-            self.mask = self._roll(self.mask, (every + first) % end, 1)
-            self._back_all = (every - first) % end  # (B, end)
-            skipped = (first - past_length).clamp(min=0)
-            self._forth = (column + skipped) % length  # (B, L)
-            self._back = (column - skipped) % length
+            self.mask = self._roll(self.mask, wrapped(every + first, end), 1)
+            self._back_all = wrapped(every - first, end)  # (B, end)
+            skipped = (first - past_length).clamp(min=0, max=length)
+            self._forth = wrapped(column + skipped, length)  # (B, L)
+            self._back = wrapped(column - skipped, length)
             if start != 0:
                 positions, start = column + (past_length - first).clamp(min=0), None
         new_mask = None if self.mask is None else self.mask.gather(1, positions.expand(self.mask.shape[0], -1))

@@ -75,10 +75,13 @@ def gumbel_noise(logits: torch.Tensor) -> torch.Tensor:
 
 def to_blocks(tensor: torch.Tensor, block_size: int, dim: int) -> torch.Tensor:
     """(..., L, ...) -> (..., n, b, ...) at `dim`, which counts from the end; the tail is filled with 0 or False."""
-    missing = -tensor.shape[dim] % block_size
-    if missing:
+    # no division of a negative number: ONNX rounds it towards 0
+    n = (tensor.shape[dim] + block_size - 1) // block_size
+    missing = n * block_size - tensor.shape[dim]
+    # an exported graph serves every length
+    if torch.compiler.is_exporting() or missing:
         tensor = F.pad(tensor, (0, 0) * (-dim - 1) + (0, missing))
-    return tensor.unflatten(dim, (-1, block_size))
+    return tensor.unflatten(dim, (n, block_size))
 
 
 def pool_blocks(hidden_states: torch.Tensor, mask: torch.Tensor | None, block_size: int, pooling: str) -> torch.Tensor:
@@ -195,7 +198,7 @@ def sinkhorn_attention(
     if sortcut_blocks is None:
         queries = to_blocks(queries, block_size, -2)  # (B, H, n, b, dh)
     # what fills the tail of a causal model's last block is in the future of every token, and never moves
-    if mask is None and length % block_size and not is_causal:
+    if mask is None and not is_causal and (torch.compiler.is_exporting() or length % block_size):
         mask = torch.ones(1, length, dtype=torch.bool, device=queries.device)
     valid = None if mask is None else to_blocks(mask, block_size, -1)  # (1 or B, n, b)
     keys, values = to_blocks(keys, block_size, -2), to_blocks(values, block_size, -2)
