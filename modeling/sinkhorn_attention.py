@@ -124,8 +124,11 @@ def causal_pool_blocks(
     else:
         hidden_states = hidden_states.masked_fill(~mask[..., None], 0.0)
     if pooling == "first":
-        position = torch.arange(length, device=hidden_states.device)
-        last = (position * mask).cummax(-1).values[:, ::block_size, None]  # (1 or B, n, 1)
+        position = torch.arange(length, device=hidden_states.device) * mask  # (1 or B, L)
+        in_block, at_first = to_blocks(position, block_size, -1).amax(-1), position[:, ::block_size]  # (1 or B, n)
+        past = torch.ones(in_block.shape[-1], in_block.shape[-1], dtype=torch.bool, device=mask.device).tril(-1)
+        # no running maximum, which ONNX has not
+        last = torch.where(past, in_block[:, None], at_first[..., None]).amax(-1, keepdim=True)  # (1 or B, n, 1)
         return hidden_states.gather(1, last.expand(hidden_states.shape[0], -1, hidden_states.shape[-1])).to(precise)
     sums = to_blocks(hidden_states, block_size, -2).sum(2, dtype=precise)
     # past blocks and the first token: to take the rest of the block away again would leak its rounding
