@@ -131,7 +131,11 @@ def as_command_line(values: Mapping[str, Any]) -> list[str]:
 
 
 def parse(
-    dataclasses: Sequence[type], arguments: list[str] | None, description: str, **defaults: Any
+    dataclasses: Sequence[type],
+    arguments: list[str] | None,
+    description: str,
+    first: str | None = None,
+    **defaults: Any,
 ) -> tuple[Any, ...]:
     """
     Read a command line into dataclasses, with Transformers' `HfArgumentParser`.
@@ -143,6 +147,7 @@ def parse(
         dataclasses: what is read, such as `(ModelArguments, DataArguments, TrainingArguments)`.
         arguments: the command line; `None` for that of the process.
         description: the script's docstring.
+        first: the argument whose value may begin the command line, without its name.
         defaults: values other than the dataclasses' own.
 
     Raises:
@@ -150,6 +155,8 @@ def parse(
         SystemExit: for an unknown argument or a value of the wrong kind, after a message.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if first is not None and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{first}", *arguments]
     parser = HfArgumentParser(
         dataclasses,  # type: ignore[arg-type]
         description=description.strip(),
@@ -170,9 +177,9 @@ def parse(
         parser.epilog = "All other arguments of transformers.TrainingArguments are taken as well."
         defaults = {"use_cpu": not torch.accelerator.is_available()} | defaults
     parser.set_defaults(**defaults)
-    first = ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    (known, _) = first.parse_known_args(arguments)
+    reader = ArgumentParser(add_help=False, allow_abbrev=False)
+    reader.add_argument("--config")
+    (known, _) = reader.parse_known_args(arguments)
     if known.config is not None:
         values = read_fields("config", known.config)
         unknown = sorted(set(values) - set(names))
