@@ -159,6 +159,7 @@ def parse(
         arguments = [f"--{first}", *arguments]
     parser = HfArgumentParser(
         dataclasses,  # type: ignore[arg-type]
+        usage=f"%(prog)s {'' if first is None else first.upper() + ' '}ARGUMENTS",
         description=description.strip(),
         formatter_class=HelpFormatter,
         allow_abbrev=False,

@@ -49,7 +49,7 @@ from .tasks import TASKS
 from .tasks.task import FinetuneTask, Row, Task
 from .text_data import described, load_splits
 
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
     "save_total_limit": 1,

@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from datasets import IterableDataset
 from transformers import (
@@ -34,7 +35,7 @@ from .text_data import Examples, described, load_splits
 OBJECTIVES = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM}
 # texts that a tokenizer is trained on at most
 TOKENIZER_TEXTS = 100_000
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "output_dir": "runs/pretrain",
     "learning_rate": 1e-3,
     "lr_scheduler_type": "cosine",
