@@ -93,8 +93,8 @@ def load_model(checkpoint: CheckpointArguments, auto_class: str | None) -> tuple
     auto_class = auto_class or auto_classes.get(saved)
     if auto_class not in AUTO_CLASSES or auto_class == CAUSAL:
         raise ValueError(
-            f"checkpoint={checkpoint.checkpoint!r} is a {saved}, and an encoder is exported, not a model that generates "
-            "step by step: name another checkpoint, or take its base model by --auto_class AutoModel"
+            f"checkpoint={checkpoint.checkpoint!r} is a {saved}, and an encoder is exported, not a model that "
+            "generates step by step: name another checkpoint, or take its base model by --auto_class AutoModel"
         )
     model, loading = getattr(transformers, auto_class).from_pretrained(
         checkpoint.checkpoint, dtype=torch.float32, output_loading_info=True, **checkpoint.hub_options
@@ -149,7 +149,8 @@ def trace(model: nn.Module, config: PreTrainedConfig, auto_class: str) -> tuple[
         sizes.insert(1, Dim("choices", min=1))
     shapes = dict.fromkeys(inputs, dict(enumerate(sizes)))
     # as torch.onnx.export does by itself: sizes of 1 are no special case
-    with torch.no_grad(), torch.fx.experimental._config.patch(backed_size_oblivious=True):
+    oblivious = torch.fx.experimental._config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with torch.no_grad(), oblivious:
         program = torch.export.export(
             model, (), inputs, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True
         )

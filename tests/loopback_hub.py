@@ -59,12 +59,15 @@ class LoopbackHub(BaseHTTPRequestHandler):
 
     def do_POST(self):
         path, body = unquote(urlsplit(self.path).path).strip("/"), self.body()
+        self.server.log.append((path, body))
         host = f"http://{self.headers['Host']}"
         if path == "api/repos/create":
             request = json.loads(body)
             name = f"{request.get('organization') or 'user'}/{request['name']}"
             self.server.repositories.setdefault(name, {})
             return self.answer(body={"url": f"{host}/{name}", "id": name, "name": name})
+        if "/branch/" in path:
+            return self.answer(201)
         if path == "api/validate-yaml":
             return self.answer(body={"errors": [], "warnings": []})
         if path.endswith("/info/lfs/objects/batch"):
@@ -100,10 +103,13 @@ class LoopbackHub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def loopback_hub():
-    """Yields the address and the repositories of a Hub that lives as long as the context."""
+def loopback_hub(log: list[tuple[str, bytes]] | None = None):
+    """
+    Yields the address and the repositories of a Hub that lives as long as the context. The path and the body of every
+    request that changes something are appended to `log`.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), LoopbackHub)
-    server.repositories, server.blobs = {}, {}
+    server.repositories, server.blobs, server.log = {}, {}, [] if log is None else log
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", server.repositories
