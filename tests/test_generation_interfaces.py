@@ -1,0 +1,73 @@
+"""What generates text around `generate()`: `pipeline("text-generation")` without the package, and streamers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from transformers import TextIteratorStreamer, pipeline
+from variants import randomize, tiny_config, tiny_sinkhorn_config
+
+import synkhorn
+
+PROMPTS = ["One", "Another", "b"]
+# run in a new process, where an import of the package fails
+USE_PIPELINE = """
+import sys
+sys.modules["synkhorn"] = None
+from transformers import pipeline
+generate = pipeline("text-generation", sys.argv[1], trust_remote_code=True)
+assert type(generate.model).__module__.startswith("transformers_modules.")
+for batch_size in (1, 3):
+    rows = generate(sys.argv[2:], batch_size=batch_size, max_new_tokens=8, do_sample=False, return_full_text=False)
+    print([row[0]["generated_text"] for row in rows])
+"""
+
+
+@pytest.fixture(params=["synthesizer", "sinkhorn"])
+def checkpoint(request, tmp_path) -> Path:
+    folder = tmp_path / "model"
+    tokenizer = synkhorn.byte_tokenizer(model_max_length=32, is_causal=True)
+    make = tiny_sinkhorn_config if request.param == "sinkhorn" else tiny_config
+    fields = synkhorn.token_fields(tokenizer) | {"max_position_embeddings": 32}
+    randomize(getattr(synkhorn, f"{request.param.title()}ForCausalLM")(make(**fields))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def alone(generate, prompt: str) -> str:
+    """What follows a prompt that is in no batch."""
+    inputs = generate.tokenizer(prompt, return_tensors="pt")
+    sequences = generate.model.generate(**inputs, max_new_tokens=8)
+    return generate.tokenizer.decode(sequences[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_pipeline_in_batches_in_a_process_without_the_package(checkpoint, tmp_path):
+    generate = pipeline("text-generation", str(checkpoint))
+    process = subprocess.run(
+        [sys.executable, "-c", USE_PIPELINE, str(checkpoint), *PROMPTS],
+        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert process.returncode == 0, process.stderr
+    expected = str([alone(generate, prompt) for prompt in PROMPTS])
+    assert process.stdout.splitlines() == [expected, expected]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_streamed_text_is_that_of_the_batch(checkpoint, prompt):
+    generate = pipeline("text-generation", str(checkpoint))
+    inputs = generate.tokenizer(PROMPTS, padding=True, return_tensors="pt")
+    sequences = generate.model.generate(**inputs, max_new_tokens=8)[:, inputs.input_ids.shape[1] :]
+    batch = dict(zip(PROMPTS, generate.tokenizer.batch_decode(sequences, skip_special_tokens=True), strict=True))
+    streamer = TextIteratorStreamer(generate.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60)
+    options = generate.tokenizer(prompt, return_tensors="pt") | {"max_new_tokens": 8, "streamer": streamer}
+    thread = Thread(target=generate.model.generate, kwargs=options)
+    thread.start()
+    streamed = "".join(streamer)
+    thread.join()
+    assert streamed == batch[prompt] != ""
