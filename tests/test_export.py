@@ -11,8 +11,7 @@ import pytest
 import torch
 import transformers
 from variants import (
-    SINKHORN_VARIANTS,
-    VARIANTS,
+    SYNTHESIZERS,
     name_of,
     padding,
     random_ids,
@@ -89,7 +88,17 @@ def variant_config(variant: list[str] | dict, **fields):
     return tiny_sinkhorn_config(**FIELDS | fields | variant | {"sinkhorn_iterations": 1})
 
 
-@pytest.mark.parametrize("variant", VARIANTS + SINKHORN_VARIANTS, ids=name_of)
+# every member, all of them in a mixture, and of Sinkhorn every choice at least once
+EXPORTED = [[name] for name in SYNTHESIZERS] + [SYNTHESIZERS] + [
+    {"sort_net": "mlp", "share_sort_net": True},
+    {"sort_net": "bilinear", "block_pooling": "mean", "mix_dot_product": True, "combine": "logits"},
+    {"sort_net": "none"},
+    {"block_pooling": "first", "combine": "sum"},
+    {"sortcut_blocks": 2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", EXPORTED, ids=name_of)
 def test_every_variant_as_onnx(variant, tmp_path):
     assert (exported(save(tmp_path / "model", variant_config(variant))) / "model.onnx").exists()
 
