@@ -77,7 +77,7 @@ class PlainModel(nn.Module):
 
     def forward(self, input_ids, attention_mask, token_type_ids=None) -> Tensors:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        return dict(self.model(input_ids=input_ids, attention_mask=attention_mask, **types))
+        return dict(self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **types))
 
 
 def load_model(checkpoint: CheckpointArguments, auto_class: str | None) -> tuple[PreTrainedModel, str]:
