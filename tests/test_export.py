@@ -59,7 +59,9 @@ def exported(checkpoint: Path, *options: str) -> Path:
 @pytest.mark.parametrize("auto_class", ENCODERS)
 @pytest.mark.parametrize("family", ["synthesizer", "sinkhorn"])
 def test_every_head_in_both_formats(family, auto_class, tmp_path):
-    checkpoint = save(tmp_path / "model", small_config(family), auto_class)
+    # the sort is in the test of variants; without it a graph is much smaller
+    fields = {"sort_net": "none"} if family == "sinkhorn" and auto_class != "AutoModel" else {}
+    checkpoint = save(tmp_path / "model", small_config(family, **fields), auto_class)
     output = exported(checkpoint, "--formats", "onnx", "torch")
     assert {path.name for path in output.iterdir()} == {
         "model.onnx", "model.pt2", "config.json", "tokenizer.json", "tokenizer_config.json",
