@@ -16,6 +16,7 @@ COMMANDS = (
     "finetune",
     "evaluate",
     "generate",
+    "serve",
     "push",
     "export",
     "ablate",
