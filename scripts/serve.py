@@ -12,8 +12,6 @@ Completions (`/v1/completions`) need none.
 
 import sys
 
-import transformers
-
 import synkhorn
 
 CLASSES = (synkhorn.SinkhornForCausalLM, synkhorn.SynthesizerForCausalLM)
@@ -22,7 +20,7 @@ CLASSES = (synkhorn.SinkhornForCausalLM, synkhorn.SynthesizerForCausalLM)
 def main(arguments: list[str] | None = None) -> None:
     # the server looks there for the class that a checkpoint names
     for model_class in CLASSES:
-        setattr(transformers, model_class.__name__, model_class)
+        setattr(sys.modules["transformers"], model_class.__name__, model_class)
     # Transformers' command line is an import that needs the serving packages
     from transformers.cli.transformers import main as transformers_main
 

@@ -3,8 +3,6 @@
 import sys
 import types
 
-import transformers
-
 from synkhorn import SinkhornForCausalLM, SynthesizerForCausalLM
 from synkhorn.cli import main
 
@@ -13,7 +11,9 @@ def test_the_server_gets_the_arguments_and_finds_the_classes(monkeypatch):
     seen = []
 
     def serve():
-        classes = [getattr(transformers, name) for name in ("SinkhornForCausalLM", "SynthesizerForCausalLM")]
+        classes = [
+            getattr(sys.modules["transformers"], name) for name in ("SinkhornForCausalLM", "SynthesizerForCausalLM")
+        ]
         seen.append((sys.argv, classes))
 
     server = types.ModuleType("transformers.cli.transformers")
@@ -21,7 +21,7 @@ def test_the_server_gets_the_arguments_and_finds_the_classes(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers.cli.transformers", server)
     monkeypatch.setattr(sys, "argv", ["synkhorn"])
     for name in ("SinkhornForCausalLM", "SynthesizerForCausalLM"):
-        monkeypatch.setattr(transformers, name, None, raising=False)
+        monkeypatch.setattr(sys.modules["transformers"], name, None, raising=False)
     main(["serve", "my-model", "--port", "8000"])
     assert seen == [
         (["transformers", "serve", "my-model", "--port", "8000"], [SinkhornForCausalLM, SynthesizerForCausalLM])
