@@ -6,6 +6,8 @@ import types
 from synkhorn import SinkhornForCausalLM, SynthesizerForCausalLM
 from synkhorn.cli import main
 
+NAMES = ("SinkhornForCausalLM", "SynthesizerForCausalLM")
+
 
 def test_the_server_gets_the_arguments_and_finds_the_classes(monkeypatch):
     seen = []
@@ -20,7 +22,7 @@ def test_the_server_gets_the_arguments_and_finds_the_classes(monkeypatch):
     server.main = serve
     monkeypatch.setitem(sys.modules, "transformers.cli.transformers", server)
     monkeypatch.setattr(sys, "argv", ["synkhorn"])
-    for name in ("SinkhornForCausalLM", "SynthesizerForCausalLM"):
+    for name in NAMES:
         monkeypatch.setattr(sys.modules["transformers"], name, None, raising=False)
     main(["serve", "my-model", "--port", "8000"])
     assert seen == [
