@@ -61,6 +61,8 @@ class BackboneConfig(PreTrainedConfig):
         initializer_range: standard deviation of the initial weights.
         pad_token_id, bos_token_id, eos_token_id, cls_token_id, sep_token_id, mask_token_id: special tokens.
         tie_word_embeddings: one matrix for the word embeddings and the output layer of the language models.
+        sparse_prediction: in training a masked language model computes logits only where labels ask for them, which
+            saves most of its head's work.
         is_causal: position i attends to positions <= i only.
         use_cache: whether a causal model returns a cache (`past_key_values`) unless a call says otherwise.
         classifier_pooling: what a sequence classifier reads: the `mean` of the valid tokens, the first (`cls`) or the
@@ -101,6 +103,7 @@ class BackboneConfig(PreTrainedConfig):
     sep_token_id: int | None = None
     mask_token_id: int | None = None
     tie_word_embeddings: bool = True
+    sparse_prediction: bool = False
     is_causal: bool = False
     use_cache: bool = True
     classifier_pooling: str = "mean"

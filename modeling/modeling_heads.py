@@ -139,9 +139,16 @@ class BackboneForMaskedLM(BackboneHead):
         labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
-        """`labels`: (batch, length) token ids, -100 where no loss is taken. `logits`: (batch, length, vocab_size)."""
+        """
+        `labels`: (batch, length) token ids, -100 where no loss is taken. `logits`: (batch, length, vocab_size), in
+        training with `config.sparse_prediction` (labelled tokens, vocab_size).
+        """
         outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
-        logits = self.mlm_decoder(self.mlm_head(outputs.last_hidden_state))
+        hidden_states = outputs.last_hidden_state
+        if labels is not None and self.training and self.config.sparse_prediction:
+            labelled = labels != -100
+            hidden_states, labels = hidden_states[labelled], labels[labelled]
+        logits = self.mlm_decoder(self.mlm_head(hidden_states))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)

@@ -189,6 +189,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     texts = texts_of(splits["train"], own.text_column)
     tokenizer = load_tokenizer(model_arguments, texts, own.max_length, is_causal=own.objective == "clm")
     model = load_model(OBJECTIVES[own.objective], model_arguments, tokenizer, own.max_length)
+    model.config.sparse_prediction = own.objective == "mlm"
     if isinstance(splits["train"], IterableDataset):
         splits["train"] = endless(splits["train"], training.seed)
     train, validation = (

@@ -287,3 +287,21 @@ def test_sdpa_says_that_it_returns_no_weights(caplog):
     with caplog.at_level("WARNING"):
         assert model(random_ids(1, 5), output_attentions=True).attentions == ()
     assert "attn_implementation='sdpa'" in caplog.text
+
+
+@pytest.mark.parametrize("labelled", [0.0, 0.2])
+def test_sparse_prediction_changes_neither_loss_nor_gradients(labelled):
+    ids, mask = random_ids(3, 11), padding(3, 11, "right")
+    labels = torch.where(torch.rand(3, 11, generator=torch.Generator().manual_seed(0)) < labelled, ids, -100)
+    results = []
+    for sparse in (False, True):
+        model = randomize(synkhorn.SynthesizerForMaskedLM(tiny_config(sparse_prediction=sparse))).double()
+        outputs = model(ids, attention_mask=mask, labels=labels)
+        assert outputs.logits.shape == ((int((labels != -100).sum()), 40) if sparse else (3, 11, 40))
+        assert model(ids, attention_mask=mask).logits.shape == (3, 11, 40)
+        assert model.eval()(ids, attention_mask=mask, labels=labels).logits.shape == (3, 11, 40)
+        if labelled:
+            outputs.loss.backward()
+        results.append([outputs.loss, *[p.grad for p in model.parameters() if p.grad is not None]])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True)
