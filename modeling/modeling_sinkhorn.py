@@ -235,8 +235,9 @@ class SinkhornAttention(nn.Module):
         pooling = "first" if config.block_pooling == "first" else "sum"
         pooled = causal_pool_blocks(hidden_states, mask, config.block_size, pooling)[:, None]
         pooled = nn.functional.pad(pooled, (0, 0, 0, config.num_blocks - pooled.shape[2]))
-        unknown = SortedBlock.unknown(keys, config.block_size, config.num_blocks)
-        past_key_values.layers[self.layer_idx].keep(pooled, unknown)
+        layer = past_key_values.layers[self.layer_idx]
+        layer.keep(pooled, SortedBlock.unknown(keys, config.block_size, config.num_blocks))
+        layer.block = None
 
     def decode(self, queries, keys, values, inputs, mask, past_key_values, new_tokens):
         """
@@ -272,9 +273,14 @@ class SinkhornAttention(nn.Module):
         layer.block = None if start is None else start // size
         first = new_tokens.positions[:, 0].expand(keys.shape[0])
         block = first // size
-        stale = (block != layer.sorted.block) | (first % size == 0)  # (B,)
         tensors = keys, values, inputs, layer.pooled, block
         tensors = tensors if mask is None else (*tensors, mask)
+        if start is not None:
+            pooled, *known = self.next_block(*tensors)
+            layer.keep(pooled, SortedBlock(*known))
+            return layer.sorted
+        old = (layer.pooled, *layer.sorted)
+        stale = (block != layer.sorted.block) | (first % size == 0)  # (B,)
         if torch.compiler.is_compiling():
 
             def work_out(stale, old, tensors):
@@ -285,19 +291,15 @@ class SinkhornAttention(nn.Module):
             def leave(stale, old, tensors):
                 return tuple(x.clone() for x in old)
 
-            old = (layer.pooled, *layer.sorted)
-            known = torch.cond(stale.any(), work_out, leave, (stale, old, tensors))
+            if torch.is_grad_enabled():
+                known = work_out(stale, old, tensors)
+            else:
+                known = torch.cond(stale.any(), work_out, leave, (stale, old, tensors))
             layer.keep(known[0], SortedBlock(*known[1:]))
-            return layer.sorted
-        rows = stale.nonzero().flatten()
-        # one by one, unless it is all of them
-        for some in rows.split(len(rows) if len(rows) == len(stale) else 1) if len(rows) else ():
-            chosen = slice(int(some[0]), int(some[-1]) + 1)
-            fresh = self.next_block(*[x[chosen] for x in tensors])
-            old = (layer.pooled, *layer.sorted)
-            pooled, *known = [
-                y if len(x) == len(y) else x.index_copy(0, some, y) for x, y in zip(old, fresh, strict=True)
-            ]
+        elif stale.any():
+            rows = stale.nonzero().flatten()
+            fresh = self.next_block(*[x[rows] for x in tensors])
+            pooled, *known = [x.index_copy(0, rows, y) for x, y in zip(old, fresh, strict=True)]
             layer.keep(pooled, SortedBlock(*known))
         return layer.sorted
 

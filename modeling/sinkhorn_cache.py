@@ -67,7 +67,14 @@ class SortedBlocksLayerMixin(PositionLayerMixin):
         self.block: int | None = None
 
     def keep(self, pooled: torch.Tensor, sorted_block: SortedBlock) -> None:
-        self.pooled, self.sorted = pooled, sorted_block
+        """Replace `pooled` and `sorted`."""
+        in_place = self.is_compileable or torch.compiler.is_compiling()
+        if self.sorted is None or torch.is_grad_enabled() or not in_place:
+            self.pooled, self.sorted = pooled, sorted_block
+            return
+        # a compiled graph keeps the tensors that it knows, and loses attributes that are set after `torch.cond`
+        for old, new in zip((self.pooled, *self.sorted), (pooled, *sorted_block), strict=True):
+            old.copy_(new)
 
     def map(self, function) -> None:
         super().map(function)
@@ -95,14 +102,6 @@ class StaticSortedBlocksLayer(SortedBlocksLayerMixin, StaticPositionLayer):
         if self.inputs is None:
             batch, _, _, width = new_states["inputs"].shape
             self.inputs = new_states["inputs"].new_zeros(batch, 1, self.max_cache_len, width)
-
-    def keep(self, pooled: torch.Tensor, sorted_block: SortedBlock) -> None:
-        if self.sorted is None:
-            super().keep(pooled, sorted_block)
-            return
-        # a compiled graph keeps the tensors that it knows
-        for old, new in zip((self.pooled, *self.sorted), (pooled, *sorted_block), strict=True):
-            old.copy_(new)
 
 
 def next_pooled(

@@ -168,6 +168,21 @@ def test_a_cache_is_copied_and_reset(name, kind):
     assert_same_where_valid(logits_of(run(model, ids, None, cache, SPLITS["steps"])), expected, None)
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@torch.no_grad()
+def test_an_emptied_cache_remembers_no_block(kind):
+    model = causal_model("sinkhorn-default")
+    ids, other = random_ids(2, LENGTH), random_ids(2, LENGTH, seed=1)
+    expected = model(ids, use_cache=False).logits
+    cache = cache_of(model, kind)
+    for empty in (cache.reset, lambda: cache.crop(-int(cache.get_seq_length()))):
+        # the last token of one text and the first step of the other lie in the same block
+        run(model, other, None, cache, [9, 1])
+        empty()
+        assert_same_where_valid(logits_of(run(model, ids, None, cache, SPLITS["steps"])), expected, None)
+        empty()
+
+
 @torch.no_grad()
 def test_an_offloaded_layer_moves_all_that_grows():
     for name in ("synthesizer-dense", "sinkhorn-default"):

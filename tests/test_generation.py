@@ -130,6 +130,23 @@ def test_compiles_decoding_as_one_graph(name, side):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.parametrize("side", ["none", "left"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_compiled_steps_with_a_dynamic_cache(side, gradients):
+    model = causal_model("sinkhorn-default", num_hidden_layers=1)
+    ids, mask = random_ids(3, PROMPT + 3), padding(3, PROMPT + 3, side)
+    torch._dynamo.reset()
+    compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
+    with torch.set_grad_enabled(gradients):
+        expected = model(ids, attention_mask=mask, use_cache=False).logits
+        cache = model(ids[:, :PROMPT], attention_mask=None if mask is None else mask[:, :PROMPT]).past_key_values
+        # to the end of a block and over it
+        for i in range(PROMPT, PROMPT + 3):
+            seen = None if mask is None else mask[:, : i + 1]
+            logits = compiled(ids[:, i : i + 1], attention_mask=seen, past_key_values=cache).logits
+            torch.testing.assert_close(logits[:, 0], expected[:, i], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
