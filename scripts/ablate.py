@@ -41,7 +41,6 @@ BASE: dict[str, Any] = {
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "intermediate_size": 256,
-        "block_size": 32,
         "hidden_dropout": 0.1,
     },
     "learning_rate": 1e-3,

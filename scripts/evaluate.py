@@ -8,9 +8,9 @@ Evaluate a checkpoint on a dataset: its metrics with confidence intervals, its t
 Intervals are those of a bootstrap over documents: they tell what another sample of documents would change, not another
 training run. Throughput is that of the whole evaluation, with its batches as the data orders them.
 
-Classification goes through evaluate.evaluator. It has no pipeline of Transformers 5 to run for question answering and
-multiple choice, and fails on tags where tokens bring along the space before a word, as byte-level ones do: the other
-tasks go through a Trainer, as in fine-tuning. No metric is downloaded.
+Classification, with one class a text, goes through evaluate.evaluator. It has no pipeline of Transformers 5 to run for
+question answering and multiple choice, and fails on tags where tokens bring along the space before a word, as
+byte-level ones do: all else goes through a Trainer, as in fine-tuning. No metric is downloaded.
 
 With --lm_eval a causal model is handed to EleutherAI's harness, which must be installed: pip install lm_eval.
 """
@@ -19,7 +19,7 @@ import inspect
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from .finetune import FinetuneTrainer
 from .metrics import confidence_intervals
 from .report import about_line, machine, write_report
 from .tasks import MEASURED, Task
-from .tasks.classification import Classification
+from .tasks.classification import ONE_CLASS, Classification, ClassificationArguments
 from .tasks.language_modeling import LanguageModelingArguments
 from .tasks.task import Row
 from .text_data import load_splits
@@ -179,6 +179,8 @@ def measure(arguments: EvaluateArguments, data: DataArguments, kind: type[Task],
     splits = load_splits(data, kind.columns(task_arguments), needed=[arguments.split], sample_by=sample_by)
     examples = splits[arguments.split]
     tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path, **source)
+    if isinstance(task_arguments, ClassificationArguments):
+        task_arguments = replace(task_arguments, problem_type=task_arguments.problem_type or config.problem_type)
     labels = [config.id2label[index] for index in range(config.num_labels)]
     task = kind(task_arguments, tokenizer, arguments.max_length or longest, labels)
     inputs = task.prepare(examples, arguments.split, data.num_workers)
@@ -186,7 +188,7 @@ def measure(arguments: EvaluateArguments, data: DataArguments, kind: type[Task],
         arguments.model_name_or_path, attn_implementation=arguments.attn_implementation, **source
     )
     forget_peak()
-    if isinstance(task, Classification):
+    if isinstance(task, Classification) and task.problem == ONE_CLASS:
         rows, seconds = classify(task, model, examples, inputs, arguments.batch_size)
     else:
         rows, seconds = predict(task, model, examples, inputs, arguments.batch_size)

@@ -49,11 +49,15 @@ from .tasks import TASKS
 from .tasks.task import FinetuneTask, Row, Task
 from .text_data import described, load_splits
 
+# `metric_for_best_model` where none is asked for
+OF_THE_TASK = "the task's own"
 DEFAULTS: dict[str, Any] = {
+    "output_dir": "runs/finetune",
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
     "save_total_limit": 1,
     "load_best_model_at_end": True,
+    "metric_for_best_model": OF_THE_TASK,
     "logging_steps": 0.05,
     "report_to": "none",
 }
@@ -146,13 +150,6 @@ def with_lora(model: PreTrainedModel, arguments: FinetuneArguments) -> PeftModel
     return get_peft_model(model, config)
 
 
-def label_fields(labels: list[str] | None) -> dict[str, dict]:
-    """The fields of a configuration that name the classes."""
-    if labels is None:
-        return {}
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-
-
 def card_texts(
     task: FinetuneTask,
     model_arguments: ModelArguments,
@@ -202,7 +199,6 @@ def main(arguments: list[str] | None = None) -> Scores | None:
         (ModelArguments, DataArguments, kind.arguments_class, FinetuneArguments, TrainingArguments),
         rest,
         f"{inspect.getdoc(kind)}\n{__doc__}",
-        metric_for_best_model=kind.best_metric,
         **DEFAULTS,
     )
     if data.streaming:
@@ -215,14 +211,16 @@ def main(arguments: list[str] | None = None) -> Scores | None:
         print(f"{training.output_dir} is finished: {results}")
         return results
     splits = load_splits(data, kind.columns(task_arguments))
-    labels = kind.find_labels(task_arguments, splits["train"])
+    config_fields = kind.config_fields(task_arguments, splits["train"])
     max_length = finetuning.max_length or default_length(model_arguments)
     set_seed(training.seed)
     tokenizer = load_tokenizer(model_arguments, kind.texts(task_arguments, splits["train"]), max_length)
-    model = load_model(kind.auto_class, model_arguments, tokenizer, max_length, **label_fields(labels))
-    task = kind(task_arguments, tokenizer, max_length, labels)
+    model = load_model(kind.auto_class, model_arguments, tokenizer, max_length, **config_fields)
+    task = kind(task_arguments, tokenizer, max_length, list(config_fields.get("id2label", {}).values()))
     with training.main_process_first(desc="tokenizing"):
         inputs = {split: task.prepare(examples, split, data.num_workers) for split, examples in splits.items()}
+    if training.metric_for_best_model == OF_THE_TASK:
+        training.metric_for_best_model = task.best_metric
     split = "test" if "test" in splits else "validation"
     card = CardTexts(
         use=task.use(Path(training.output_dir).resolve().name),
@@ -238,7 +236,7 @@ def main(arguments: list[str] | None = None) -> Scores | None:
         processing_class=tokenizer,
         compute_metrics=Measure(task, splits["validation"], inputs["validation"]),
         preprocess_logits_for_metrics=task.reduce,
-        callbacks=[ModelCardCallback(training.output_dir, card, kind.best_metric)],
+        callbacks=[ModelCardCallback(training.output_dir, card, task.best_metric)],
     )
     with explained_when_the_disk_is_full(training.output_dir):
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -1,4 +1,4 @@
-"""Metrics of the fine-tuning tasks, each between 0 and 1, computed here: none is downloaded."""
+"""Metrics of the fine-tuning tasks, computed here: none is downloaded."""
 
 import re
 import string
@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from seqeval import metrics as seqeval
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, r2_score, root_mean_squared_error
+from sklearn.preprocessing import MultiLabelBinarizer
 
 Scores = dict[str, float]
 
@@ -18,6 +19,32 @@ def classification_scores(predictions: Sequence, references: Sequence) -> Scores
     return {
         "accuracy": float(accuracy_score(references, predictions)),
         "macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0.0)),
+    }
+
+
+def multi_label_scores(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Scores:
+    """
+    `micro_f1`, of all decisions whether a text has a class; `macro_f1`, the mean of the F1 of every class that occurs;
+    and `accuracy`, the share of texts whose classes are all right. Where no class occurs at all, both F1 are 1.
+    """
+    binarizer = MultiLabelBinarizer().fit([*predictions, *references])
+    right, said = binarizer.transform(references), binarizer.transform(predictions)
+    has_classes = len(binarizer.classes_) > 0
+    return {
+        f"{average}_f1": float(f1_score(right, said, average=average, zero_division=0.0)) if has_classes else 1.0
+        for average in ("micro", "macro")
+    } | {"accuracy": float(np.mean((right == said).all(axis=1)))}
+
+
+def regression_scores(predictions: Sequence[float], references: Sequence[float]) -> Scores:
+    """
+    `r2`, the share of the variance that is explained (at most 1; 0 for the mean of the references), and the mean
+    absolute and the root mean squared error.
+    """
+    return {
+        "r2": float(r2_score(references, predictions)),
+        "mean_absolute_error": float(mean_absolute_error(references, predictions)),
+        "root_mean_squared_error": float(root_mean_squared_error(references, predictions)),
     }
 
 

@@ -138,7 +138,7 @@ def write_model_card(
 
 
 def hyperparameters_of(training: TrainingArguments, state: TrainerState, model: PreTrainedModel) -> dict[str, object]:
-    """What a run was made with: the Trainer's main arguments, and where the model's fields are not the defaults."""
+    """What a run was made with: the Trainer's main arguments, and the model's fields."""
     warmup, accumulation = training.warmup_steps, training.gradient_accumulation_steps
     fields = model.config.to_diff_dict()
     return {
@@ -168,7 +168,7 @@ def draw_curves(history: list[dict[str, Any]], path: Path, metric: str) -> None:
         if points:
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
             axis.legend()
-    losses.set(xlabel="epoch", ylabel="cross-entropy", title="Loss")
+    losses.set(xlabel="epoch", ylabel="loss", title="Loss")
     name = metric.replace("_", " ")
     metrics.set(xlabel="epoch", ylabel=name, title=f"Validation {name}")
     for axis in (losses, metrics):

@@ -25,6 +25,16 @@ def classification(generator: random.Random) -> dict:
     return {"text": " ".join(words), "label": ["low", "mid", "high"][label]}
 
 
+def classes(generator: random.Random) -> dict:
+    label = generator.sample(["film", "music", "food"], k=generator.randrange(4))
+    return {"text": " ".join(["well", *label]), "label": label}
+
+
+def grade(generator: random.Random) -> dict:
+    words = generator.choices(["good", "bad"], k=12)
+    return {"text": " ".join(words), "label": words.count("good") / 12}
+
+
 def tags(generator: random.Random) -> dict:
     pairs = [("well", "O")] * generator.randint(0, 60)
     pairs += [(generator.choice(NAMES), "B-PER"), ("saw", "O"), (generator.choice(PLACES), "B-LOC"), ("City", "I-LOC")]
@@ -65,12 +75,12 @@ def write_jsonl(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def write_data(folder: Path, task: str, train: int = 96, test: int = 24) -> list[str]:
-    """Write a training, a validation and a test file, and return the arguments that name them."""
+def write_data(folder: Path, task: str, train: int = 96, test: int = 24, maker=None) -> list[str]:
+    """Write a training, a validation and a test file, of the task or by `maker`, and return what names them."""
     arguments = list(EXTRA.get(task, []))
     for seed, (split, size) in enumerate({"train": train, "validation": test, "test": test}.items()):
         generator = random.Random(seed)
-        path = write_jsonl(folder / f"{split}.jsonl", [MAKERS[task](generator) for _ in range(size)])
+        path = write_jsonl(folder / f"{split}.jsonl", [(maker or MAKERS[task])(generator) for _ in range(size)])
         arguments += [f"--{split}_files", path]
     return arguments
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from task_data import MAKERS, MODELS, TRAINING, from_scratch, write_data, write_jsonl
+from task_data import MAKERS, MODELS, TRAINING, classes, from_scratch, grade, write_data, write_jsonl
+from transformers import AutoConfig, pipeline
 
 from synkhorn import byte_tokenizer
-from synkhorn.scripts import finetune
+from synkhorn.scripts import evaluate, finetune
 from synkhorn.scripts.tasks import TASKS
 
 # loads a checkpoint in a process without synkhorn, and PEFT, and prints the sum of its weights
@@ -58,6 +59,56 @@ def test_a_task_is_learned_and_its_results_are_written(name, family, tmp_path):
     before = (output / "model.safetensors").stat().st_mtime_ns
     assert finetune.main([name, *arguments]) == results
     assert (output / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("maker", "problem", "best", "least"),
+    [(classes, "multi_label_classification", "micro_f1", 0.85), (grade, "regression", "r2", 0.8)],
+)
+def test_several_classes_or_a_number_are_learned_from_the_kind_of_the_labels(maker, problem, best, least, tmp_path):
+    output = tmp_path / "model"
+    data = write_data(tmp_path, "classification", train=256, maker=maker)
+    arguments = [*data, *from_scratch("sinkhorn"), *TRAINING, "--output_dir", str(output)]
+    results = finetune.main(["classification", *arguments])
+    assert results[best] > least
+    config = AutoConfig.from_pretrained(output)
+    assert config.problem_type == problem
+    assert list(config.id2label.values()) == (["film", "food", "music"] if maker is classes else ["label"])
+    # the best checkpoint is the one that is kept, by the problem's own metric
+    state = json.loads(max(output.glob("checkpoint-*/trainer_state.json")).read_text())
+    assert state["best_metric"] == max(entry[f"eval_{best}"] for entry in state["log_history"] if "eval_loss" in entry)
+    rows, right = rows_of(output / "predictions.jsonl"), rows_of(tmp_path / "test.jsonl")
+    assert (
+        [row["label"] for row in rows] == pytest.approx([row["label"] for row in right])
+        if maker is grade
+        else all(sorted(row["label"]) == sorted(other["label"]) for row, other in zip(rows, right, strict=True))
+    )
+    call = ["classification", "--model_name_or_path", str(output), "--test_files", str(tmp_path / "test.jsonl")]
+    assert evaluate.main([*call, "--resamples", "20"])["metrics"] == pytest.approx(results, abs=1e-5)
+    (said,) = pipeline("text-classification", str(output), trust_remote_code=True, top_k=None)([right[0]["text"]])
+    chances = rows[0].get("probabilities", {"label": rows[0]["prediction"]})
+    assert {answer["label"]: answer["score"] for answer in said} == pytest.approx(chances, abs=1e-4)
+
+
+def test_a_checkpoint_for_one_class_learns_to_tell_a_number(tmp_path):
+    data, base = write_data(tmp_path, "classification", train=20), tmp_path / "base"
+    short = ["--max_steps", "1", "--report_to", "none"]
+    finetune.main(["classification", *data, *from_scratch("sinkhorn"), *short, "--output_dir", str(base)])
+    stars = write_data(
+        tmp_path, "classification", train=20, maker=lambda draw: {"text": "x", "label": draw.randrange(5)}
+    )
+    output = tmp_path / "stars"
+    call = ["classification", *stars, "--model_name_or_path", str(base), "--output_dir", str(output), *short]
+    results = finetune.main([*call, "--problem_type", "regression"])
+    assert set(results) == {"r2", "mean_absolute_error", "root_mean_squared_error"}
+    assert AutoConfig.from_pretrained(output).num_labels == 1
+
+
+def test_a_list_of_zeros_and_ones_is_no_list_of_classes(tmp_path):
+    data = write_data(tmp_path, "classification", train=4, maker=lambda draw: {"text": "x", "label": [0, 1, 0]})
+    call = ["classification", *data, *from_scratch("sinkhorn"), "--output_dir", str(tmp_path / "model")]
+    assert "has [0, 1, 0]: it must list each class that the text has, once" in error_of(call)
+    assert "does not fit column 'label'" in error_of([*call, "--problem_type", "regression"])
 
 
 def test_what_the_predictions_say(tmp_path):
@@ -228,6 +279,7 @@ def test_documents_longer_than_the_model_are_counted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
+        ("classification", {"label": None}, "the label None in column 'label' is unknown"),
         ("token-classification", {"ner_tags": ["O"]}, "it must have one a word"),
         ("token-classification", {"ner_tags": "O"}, "must hold a list of tags"),
         ("question-answering", {"answers": {"text": [], "answer_start": []}}, "pass --no_answer"),

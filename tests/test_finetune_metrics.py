@@ -10,7 +10,9 @@ from synkhorn.scripts.metrics import (
     classification_scores,
     confidence_intervals,
     entity_scores,
+    multi_label_scores,
     normalize_answer,
+    regression_scores,
     span_scores,
 )
 
@@ -21,6 +23,22 @@ def test_accuracy_and_macro_f1():
     assert scores["accuracy"] == pytest.approx(3 / 5)
     # c is only said and d only right: both have an F1 of 0
     assert scores["macro_f1"] == pytest.approx((0.8 + 2 / 3 + 0 + 0) / 4)
+
+
+def test_several_classes():
+    # a: said twice, right once of once; b: never said; c: never right
+    said, right = [["a"], ["a"], ["c"], []], [["a", "b"], [], [], []]
+    scores = multi_label_scores(said, right)
+    assert scores == pytest.approx({"micro_f1": 2 / (3 + 2), "macro_f1": (2 / 3 + 0 + 0) / 3, "accuracy": 1 / 4})
+    assert multi_label_scores([[], []], [[], []]) == {"micro_f1": 1.0, "macro_f1": 1.0, "accuracy": 1.0}
+
+
+def test_numbers():
+    # errors 1, -1, 2; squares 6; around their mean 3 the references vary by 4 + 0 + 4
+    scores = regression_scores([2.0, 2.0, 7.0], [1.0, 3.0, 5.0])
+    assert scores == pytest.approx(
+        {"r2": 1 - 6 / 8, "mean_absolute_error": 4 / 3, "root_mean_squared_error": math.sqrt(2)}
+    )
 
 
 def test_entities_count_whole():

@@ -1,15 +1,20 @@
-"""One class for a document, or for a pair of texts."""
+"""Classes of a document, or of a pair of texts: one, or any number; or a number that it has."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from datasets import Dataset
+import numpy as np
+from datasets import Dataset, List
 from transformers import AutoModelForSequenceClassification
 
-from ..metrics import Scores, classification_scores
-from .task import FinetuneTask, Row, label_ids, label_names, likeliest
+from ..metrics import Scores, classification_scores, multi_label_scores, regression_scores
+from .task import FinetuneTask, Row, label_fields, label_ids, label_names, likeliest
+
+# as in a configuration's `problem_type`
+ONE_CLASS, CLASSES, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 
 
 @dataclass
@@ -22,16 +27,28 @@ class ClassificationArguments:
     text_pair_column: str | None = field(
         default=None, metadata={"help": "Column of a second text, where pairs are classified."}
     )
-    label_column: str = field(default="label", metadata={"help": "Column of the class: a name or a number."})
+    label_column: str = field(
+        default="label",
+        metadata={"help": "Column of the class, a name or a whole number; of a list of classes; or of a number."},
+    )
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "One class for each text, any number of them, or a number to tell. If not given, a checkpoint that "
+            "is evaluated says it, or the column: lists are classes, numbers with a point are told, the rest is one.",
+            "choices": [ONE_CLASS, CLASSES, NUMBER],
+        },
+    )
 
 
 class Classification(FinetuneTask):
-    """One class for a document, or for a pair of texts."""
+    """
+    Classes of a document, or of a pair of texts: one, or any number of them; or a number that it has, such as a grade.
+    """
 
     arguments_class = ClassificationArguments
     auto_class = AutoModelForSequenceClassification
     pipeline_tag = "text-classification"
-    best_metric = "accuracy"
 
     @classmethod
     def columns(cls, arguments: ClassificationArguments) -> list[str]:
@@ -43,34 +60,111 @@ class Classification(FinetuneTask):
         return chain.from_iterable(examples[column] for column in cls.columns(arguments)[:-1])
 
     @classmethod
-    def find_labels(cls, arguments: ClassificationArguments, train: Dataset) -> list[str]:
+    def config_fields(cls, arguments: ClassificationArguments, train: Dataset) -> dict[str, Any]:
         column = arguments.label_column
-        return label_names(column, train.features[column], train[column])
+        problem, feature = problem_of(arguments, train), train.features[column]
+        if problem == NUMBER:
+            labels = [column]
+        elif problem == CLASSES:
+            labels = label_names(column, feature.feature, chain.from_iterable(train[column]))
+        else:
+            labels = label_names(column, feature, train[column])
+        return label_fields(labels) | {"problem_type": problem}
+
+    @property
+    def best_metric(self) -> str:
+        return {ONE_CLASS: "accuracy", CLASSES: "micro_f1", NUMBER: "r2"}[self.problem]
 
     def prepare(self, examples: Dataset, split: str, num_proc: int | None = None) -> Dataset:
+        self.problem = problem_of(self.arguments, examples)
         self.label_feature = examples.features[self.arguments.label_column]
         return super().prepare(examples, split, num_proc)
 
     def encode(self, batch, indices):
         texts = [batch[column] for column in self.columns(self.arguments)[:-1]]
         encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
-        labels = batch[self.arguments.label_column]
         return {
             **encoded,
-            "labels": label_ids(self.arguments.label_column, self.label_feature, labels, self.labels),
+            "labels": self.targets(batch[self.arguments.label_column]),
             "length": [len(ids) for ids in encoded["input_ids"]],
             "example": indices,
             "cut": [bool(encoding.overflowing) for encoding in encoded.encodings],
         }
 
+    def targets(self, values: Sequence) -> list:
+        """
+        What the model is to say: ids of classes, 1.0 or 0.0 for each class, or numbers.
+
+        Raises:
+            ValueError: for a value that is no class, or no number, or a class that is listed twice.
+        """
+        column = self.arguments.label_column
+        if self.problem == ONE_CLASS:
+            return label_ids(column, self.label_feature, values, self.labels)
+        if self.problem == NUMBER:
+            return [number(column, value) for value in values]
+        for value in values:
+            if value is None or len(set(value)) < len(value):
+                raise ValueError(f"column {column!r} has {value}: it must list each class that the text has, once")
+        found = [set(label_ids(column, self.label_feature.feature, value, self.labels)) for value in values]
+        return [[float(label in row) for label in range(len(self.labels))] for row in found]
+
     def predict(self, examples: Dataset, inputs: Dataset, outputs: Any) -> list[Row]:
-        rows = []
-        for logits, label in zip(outputs, inputs["labels"], strict=True):
-            prediction, probability = likeliest(logits)
-            rows.append(
-                {"prediction": self.labels[prediction], "probability": probability, "label": self.labels[label]}
-            )
-        return rows
+        row = {ONE_CLASS: self.class_row, CLASSES: self.classes_row, NUMBER: number_row}[self.problem]
+        return [row(logits, label) for logits, label in zip(outputs, inputs["labels"], strict=True)]
+
+    def class_row(self, logits: np.ndarray, label: int) -> Row:
+        prediction, probability = likeliest(logits)
+        return {"prediction": self.labels[prediction], "probability": probability, "label": self.labels[label]}
+
+    def classes_row(self, logits: np.ndarray, targets: Sequence[float]) -> Row:
+        probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+        named = list(zip(self.labels, probabilities.tolist(), targets, strict=True))
+        return {
+            "prediction": [name for name, probability, _ in named if probability > 0.5],
+            "probabilities": {name: probability for name, probability, _ in named},
+            "label": [name for name, _, target in named if target],
+        }
 
     def measure(self, rows: Sequence[Row]) -> Scores:
-        return classification_scores([row["prediction"] for row in rows], [row["label"] for row in rows])
+        predictions, references = [row["prediction"] for row in rows], [row["label"] for row in rows]
+        if isinstance(references[0], list):
+            return multi_label_scores(predictions, references)
+        if isinstance(references[0], float):
+            return regression_scores(predictions, references)
+        return classification_scores(predictions, references)
+
+
+def number_row(logits: np.ndarray, target: float) -> Row:
+    """What is said and what is right, where a number is told."""
+    return {"prediction": float(logits[0]), "label": target}
+
+
+def number(column: str, value: Any) -> float:
+    """
+    A number to tell.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"the label {value!r} in column {column!r} is no number: remove the rows without one")
+    return float(value)
+
+
+def problem_of(arguments: ClassificationArguments, examples: Dataset) -> str:
+    """
+    The `problem_type` of the arguments, or else of the kind of their label column.
+
+    Raises:
+        ValueError: if lists are not to be classes, or are to be made of what is none.
+    """
+    feature = examples.features[arguments.label_column]
+    is_list, is_float = isinstance(feature, List), getattr(feature, "dtype", "").startswith("float")
+    problem = arguments.problem_type or (CLASSES if is_list else NUMBER if is_float else ONE_CLASS)
+    if is_list != (problem == CLASSES):
+        raise ValueError(
+            f"problem_type={problem!r} does not fit column {arguments.label_column!r}, which holds {feature}: "
+            f"{CLASSES} takes a list of classes in each row, and the others do not"
+        )
+    return problem

@@ -89,8 +89,8 @@ class FinetuneTask(Task):
 
     # the Hub's name of the task
     pipeline_tag: ClassVar[str]
-    # what the best checkpoint is chosen by
-    best_metric: ClassVar[str]
+    # what the best checkpoint is chosen by; more is better
+    best_metric: str
     # whether a document's tokens beyond the maximal length are lost
     cuts_documents: ClassVar[bool] = True
 
@@ -100,13 +100,18 @@ class FinetuneTask(Task):
         """All texts of the data, to train a tokenizer on."""
 
     @classmethod
-    def find_labels(cls, arguments: Any, train: Dataset) -> list[str] | None:
-        """The classes in the training data; `None` where the task has none."""
-        return None
+    def config_fields(cls, arguments: Any, train: Dataset) -> dict[str, Any]:
+        """The fields of a model's configuration that follow from the training data, such as the names of classes."""
+        return {}
 
     def use(self, model_name: str) -> str:
         """Three lines of Python that use the model, for its card."""
         return pipeline_use(self.pipeline_tag, model_name, '"A text."')
+
+
+def label_fields(labels: Sequence[str]) -> dict[str, dict]:
+    """The fields of a configuration that name the classes."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
 
 
 def label_names(column: str, feature: Any, values: Iterable) -> list[str]:

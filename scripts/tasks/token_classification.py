@@ -9,7 +9,7 @@ from datasets import Dataset, List
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
 from ..metrics import Scores, entity_scores
-from .task import FinetuneTask, Row, label_ids, label_names
+from .task import FinetuneTask, Row, label_fields, label_ids, label_names
 from .windows import window_stride
 
 
@@ -52,9 +52,9 @@ class TokenClassification(FinetuneTask):
         return (" ".join(words) for words in examples[arguments.words_column])
 
     @classmethod
-    def find_labels(cls, arguments: TokenClassificationArguments, train: Dataset) -> list[str]:
+    def config_fields(cls, arguments: TokenClassificationArguments, train: Dataset) -> dict[str, Any]:
         column = arguments.tags_column
-        return label_names(column, tag_feature(train, column), chain.from_iterable(train[column]))
+        return label_fields(label_names(column, tag_feature(train, column), chain.from_iterable(train[column])))
 
     def collator(self) -> Any:
         return DataCollatorForTokenClassification(self.tokenizer)
