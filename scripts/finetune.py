@@ -214,7 +214,8 @@ def main(arguments: list[str] | None = None) -> Scores | None:
     config_fields = kind.config_fields(task_arguments, splits["train"])
     max_length = finetuning.max_length or default_length(model_arguments)
     set_seed(training.seed)
-    tokenizer = load_tokenizer(model_arguments, kind.texts(task_arguments, splits["train"]), max_length)
+    texts = kind.texts(task_arguments, splits["train"])
+    tokenizer = load_tokenizer(model_arguments, texts, max_length, checkpoint=checkpoint)
     model = load_model(kind.auto_class, model_arguments, tokenizer, max_length, **config_fields)
     task = kind(task_arguments, tokenizer, max_length, list(config_fields.get("id2label", {}).values()))
     with training.main_process_first(desc="tokenizing"):

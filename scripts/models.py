@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -21,22 +23,30 @@ BYTES, TRAIN = "bytes", "train"
 
 
 def load_tokenizer(
-    arguments: ModelArguments, texts: Iterable[str], max_length: int, is_causal: bool = False
+    arguments: ModelArguments,
+    texts: Iterable[str],
+    max_length: int,
+    is_causal: bool = False,
+    checkpoint: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """
     The tokenizer that the arguments name: `bytes`, `train` (on `texts`), or that of a checkpoint.
 
     Args:
         arguments: the model's.
-        texts: what a tokenizer is trained on.
+        texts: what a tokenizer is trained on, by the main process alone; else they are not read.
         max_length: tokens at which `truncation=True` cuts.
         is_causal: whether one of bytes, or one that is trained, is for a causal model.
+        checkpoint: of the run that goes on, whose tokenizer is not trained twice.
     """
-    name = arguments.tokenizer_name or arguments.model_name_or_path or TRAIN
+    name = checkpoint or arguments.tokenizer_name or arguments.model_name_or_path or TRAIN
     if name == BYTES:
         return synkhorn.byte_tokenizer(max_length, is_causal)
     if name == TRAIN:
-        return synkhorn.train_tokenizer(texts, arguments.vocab_size, max_length, is_causal)
+        trained = None
+        if PartialState().is_main_process:
+            trained = synkhorn.train_tokenizer(texts, arguments.vocab_size, max_length, is_causal)
+        return broadcast_object_list([trained])[0]
     return AutoTokenizer.from_pretrained(
         name,
         model_max_length=max_length,

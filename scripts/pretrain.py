@@ -9,7 +9,8 @@ A run that was interrupted goes on from its last checkpoint when the same comman
 """
 
 import sys
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,9 @@ def check(own: PretrainingArguments, data: DataArguments, training: TrainingArgu
         )
 
 
-def texts_of(examples: Examples, column: str) -> list[str]:
+def texts_of(examples: Examples, column: str) -> Iterator[str]:
     """Texts to train a tokenizer on."""
-    return [row[column] for row in islice(examples.select_columns(column), TOKENIZER_TEXTS) if row[column]]
+    return (row[column] for row in islice(examples.select_columns(column), TOKENIZER_TEXTS) if row[column])
 
 
 def check_texts(splits: dict[str, Examples], column: str) -> None:
@@ -183,11 +184,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     splits = load_splits(data, [own.text_column], sample_by=own.sample_by)
     check_texts(splits, own.text_column)
-    if checkpoint is not None:
-        # its tokenizer is not trained twice
-        model_arguments = replace(model_arguments, tokenizer_name=checkpoint)
     texts = texts_of(splits["train"], own.text_column)
-    tokenizer = load_tokenizer(model_arguments, texts, own.max_length, is_causal=own.objective == "clm")
+    tokenizer = load_tokenizer(model_arguments, texts, own.max_length, own.objective == "clm", checkpoint)
     model = load_model(OBJECTIVES[own.objective], model_arguments, tokenizer, own.max_length)
     model.config.sparse_prediction = own.objective == "mlm"
     if isinstance(splits["train"], IterableDataset):

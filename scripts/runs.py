@@ -122,7 +122,7 @@ def check_same_run(folder: Path, earlier: dict, now: dict, named: str | None) ->
 def explained_when_the_disk_is_full(folder: str | Path) -> Iterator[None]:
     """
     Turn what the several writers of a checkpoint raise on a full disk into one `OSError` that says what to do, and
-    remove the checkpoint that was being written.
+    remove the checkpoint, or the finished model's weights, that were being written.
     """
     try:
         yield
@@ -131,6 +131,8 @@ def explained_when_the_disk_is_full(folder: str | Path) -> Iterator[None]:
         if not is_full and shutil.disk_usage(folder).free >= NO_SPACE:
             raise
         remove_incomplete_checkpoints(Path(folder))
+        for weights in Path(folder).glob("*.safetensors"):
+            weights.unlink()
         message = (
             f"the disk is full: what was being written to output_dir={str(folder)!r} is removed. Free space "
             "(--save_total_limit 1 keeps fewer checkpoints), then repeat the command, which goes on from the last "

@@ -183,33 +183,6 @@ def test_a_checkpoint_for_other_classes_gets_a_new_head(tmp_path):
     assert "does not fit the checkpoint" in message and "model.embeddings.word_embeddings.weight" in message
 
 
-def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
-    class Killed(Exception):
-        pass
-
-    name = "classification"
-    common = [*write_data(tmp_path, name), *from_scratch("sinkhorn", hidden_dropout=0.1, gumbel_noise=True), *TRAINING,
-              "--save_strategy", "steps", "--eval_strategy", "steps", "--save_steps", "5", "--eval_steps", "5",
-              "--num_train_epochs", "2", "--train_sampling_strategy", "group_by_length"]  # fmt: skip
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = finetune.main([name, *common, "--output_dir", str(whole)])
-    step = finetune.FinetuneTrainer.training_step
-
-    def killed_at_13(trainer, *arguments, **options):
-        if trainer.state.global_step == 13:
-            raise Killed
-        return step(trainer, *arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune.FinetuneTrainer, "training_step", killed_at_13)
-        with pytest.raises(Killed):
-            finetune.main([name, *common, "--output_dir", str(broken)])
-    assert not (broken / "model.safetensors").exists()
-    assert finetune.main([name, *common, "--output_dir", str(broken)]) == expected
-    first, second = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
-    assert all(torch.equal(first[key], second[key]) for key in first)
-
-
 def test_grouping_by_length_groups_and_predictions_keep_their_rows(tmp_path):
     name = "classification"
     common = [*write_data(tmp_path, name), *from_scratch("synthesizer"), *TRAINING]

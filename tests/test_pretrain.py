@@ -32,14 +32,6 @@ def texts(tmp_path) -> Path:
     return write_texts(tmp_path / "texts.txt")
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def losses(output_dir: Path) -> list[float]:
     """The logged training losses of the last checkpoint."""
     last = max(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
