@@ -1,11 +1,11 @@
-# `make quickstart` and `make test` set up everything they need in .venv
+# `make quickstart`, `make recipes` and `make test` set up everything they need in .venv
 PYTHON ?= python3
 FAMILY ?= synthesizer
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: install quickstart test lint benchmark clean
+.PHONY: install quickstart recipes test lint benchmark clean
 
 install: $(STAMP)
 
@@ -18,6 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: install
 	$(RUN) -m synkhorn.scripts.quickstart --family $(FAMILY) $(ARGS)
+
+recipes: install
+	rm -rf build/recipes
+	cd tests && ../$(RUN) recipes.py ../build/recipes
 
 test: install lint
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto $(ARGS)
