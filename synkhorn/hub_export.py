@@ -38,8 +38,13 @@ def flat_source(module: str) -> str:
 def write_whole(path: Path, text: str) -> None:
     """Write a file such that a reader finds the old text or the new one, never a part of it."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, path)
+    except BaseException:
+        # such as on a full disk
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def export_code(model_type: str, folder: str | os.PathLike) -> list[Path]:

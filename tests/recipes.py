@@ -1,6 +1,6 @@
 """
-Runs the recipes of README.md as they are printed, in the folder it is given, with a stand-in for the Hub on the loopback
-interface, and then loads what was pushed there, by its name, in a process that cannot import the package.
+Runs the recipes of README.md as they are printed, in the new folder that it is given, with a stand-in for the Hub on
+the loopback interface, and then loads what was pushed, by its name, in a process that cannot import the package.
 """
 
 import os
