@@ -67,6 +67,8 @@ class BackboneConfig(PreTrainedConfig):
         use_cache: whether a causal model returns a cache (`past_key_values`) unless a call says otherwise.
         classifier_pooling: what a sequence classifier reads: the `mean` of the valid tokens, the first (`cls`) or the
             `last` of them.
+        classifier_act: activation between the two layers of a sequence classifier, a name of Transformers' `ACT2FN`:
+            `tanh` (BERT), `relu` (DistilBERT), `linear` for none (GPT-2).
 
     Raises:
         ValueError: at construction, for a value or combination that no model can have.
@@ -107,6 +109,7 @@ class BackboneConfig(PreTrainedConfig):
     is_causal: bool = False
     use_cache: bool = True
     classifier_pooling: str = "mean"
+    classifier_act: str = "tanh"
     auto_map: dict | None = None
 
     def __post_init__(self, **kwargs):
@@ -149,7 +152,8 @@ class BackboneConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}"
             )
-        check_choice("hidden_act", self.hidden_act, list(ACT2FN))
+        for field in ("hidden_act", "classifier_act"):
+            check_choice(field, getattr(self, field), list(ACT2FN))
         check_choice("position_embedding_type", self.position_embedding_type, POSITION_EMBEDDING_TYPES)
         check_choice("classifier_pooling", self.classifier_pooling, POOLINGS)
         for field in ("hidden_dropout", "attention_dropout", "classifier_dropout"):

@@ -50,16 +50,17 @@ def check_pooling(config: BackboneConfig) -> None:
 
 
 class ClassificationHead(nn.Module):
-    """Dense layer with tanh (BERT's pooler), dropout, and the classifier: (..., d) -> (..., labels)."""
+    """Dense layer and activation (with tanh BERT's pooler), dropout, and the classifier: (..., d) -> (..., labels)."""
 
     def __init__(self, config: BackboneConfig, num_labels: int):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.classifier_act]
         self.dropout = nn.Dropout(classifier_dropout(config))
         self.out_proj = nn.Linear(config.hidden_size, num_labels)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.out_proj(self.dropout(self.dense(self.dropout(hidden_states)).tanh()))
+        return self.out_proj(self.dropout(self.activation(self.dense(self.dropout(hidden_states)))))
 
 
 class MaskedLMHead(nn.Module):
