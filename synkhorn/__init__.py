@@ -8,6 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from .configuration.configuration_backbone import AUTO_CLASSES, BackboneConfig
 from .configuration.configuration_sinkhorn import SinkhornConfig
 from .configuration.configuration_synthesizer import SynthesizerConfig
+from .conversion import Conversion, convert
 from .hub_export import export_code
 from .modeling import modeling_sinkhorn, modeling_synthesizer
 from .modeling.modeling_sinkhorn import (
@@ -35,6 +36,7 @@ from .tokenization.tokenization_synkhorn import byte_tokenizer, token_fields, tr
 
 __version__ = "0.1.0"
 __all__ = [
+    "Conversion",
     "SinkhornConfig",
     "SinkhornForCausalLM",
     "SinkhornForMaskedLM",
@@ -55,6 +57,7 @@ __all__ = [
     "SynthesizerPreTrainedModel",
     "byte_tokenizer",
     "causal_sinkhorn",
+    "convert",
     "sinkhorn",
     "token_fields",
     "train_tokenizer",

