@@ -47,12 +47,16 @@ def load_tokenizer(
         if PartialState().is_main_process:
             trained = synkhorn.train_tokenizer(texts, arguments.vocab_size, max_length, is_causal)
         return broadcast_object_list([trained])[0]
-    return AutoTokenizer.from_pretrained(
+    tokenizer = AutoTokenizer.from_pretrained(
         name,
         model_max_length=max_length,
         revision=arguments.revision if name == arguments.model_name_or_path else "main",
         trust_remote_code=arguments.trust_remote_code,
     )
+    if tokenizer.pad_token is None:
+        # GPT-2's has none
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def own_fields(arguments: ModelArguments, config_class: type[PreTrainedConfig]) -> dict[str, Any]:

@@ -138,17 +138,15 @@ def test_sinkhorn_is_the_source_for_a_text_of_one_block(class_name, fields, impl
 
 
 @pytest.mark.parametrize("sort_net", ["linear", "mlp", "bilinear"])
-def test_a_sinkhorn_model_starts_with_an_even_sort_that_can_learn(sort_net):
+def test_a_sinkhorn_model_sorts_as_a_new_one_and_can_learn(sort_net):
     source = source_model("BertModel")
-    model = convert(source, to="sinkhorn", block_size=5, sort_net=sort_net, gumbel_noise=False).model
-    outputs = model(**inputs_of(source, side="none") | {"attention_mask": None}, output_attentions=True)
-    for matrix in outputs.sort_matrices:
-        torch.testing.assert_close(matrix, torch.full_like(matrix, 1 / 4))
-    outputs.last_hidden_state.square().sum().backward()
-    grads = {
-        name: tensor.grad for name, tensor in model.named_parameters() if name.startswith("layers.0.attention.sort")
-    }
-    assert any(grad is not None and grad.abs().sum() > 0 for grad in grads.values())
+    conversion = convert(source, to="sinkhorn", block_size=5, sort_net=sort_net)
+    sort = conversion.model.layers[0].attention.sort
+    drawn = [tensor.std().item() for name, tensor in sort.net.named_parameters() if "weight" in name]
+    assert drawn == pytest.approx([source.config.initializer_range] * len(drawn), rel=0.2)
+    assert {how for name, how in conversion.new.items() if ".sort." in name} == {"in a new model"}
+    conversion.model(**inputs_of(source)).last_hidden_state.square().sum().backward()
+    assert all(tensor.grad.abs().sum() > 0 for name, tensor in sort.named_parameters() if "weight" in name)
 
 
 @pytest.mark.parametrize("member", ["dense", "random", "factorized_random", "factorized_dense"])
@@ -171,6 +169,14 @@ def test_a_mixture_starts_on_the_dot_product_and_can_learn(member):
     model(**inputs).last_hidden_state.square().sum().backward()
     learns = [tensor for name, tensor in attention.members[member].named_parameters() if tensor.grad.abs().sum() > 0]
     assert learns and attention.mixture.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("member", ["dense", "random", "factorized_random", "factorized_dense"])
+def test_a_plain_sum_starts_as_the_source(member):
+    source = source_model("GPT2LMHeadModel")
+    synthesizers = [member, "dot_product"]
+    model = convert(source, to="synthesizer", synthesizers=synthesizers, mixture_weighting="sum").model
+    assert_same_outputs(model, source, inputs_of(source))
 
 
 def test_members_without_dot_product_start_as_in_a_new_model():
@@ -224,7 +230,7 @@ def test_the_table_says_where_every_weight_is_from():
     assert ["BertForPreTraining", "->", "SinkhornForMaskedLM"] in lines
     query = ["model.layers.*.attention.query.weight", "bert.encoder.layer.*.attention.self.query.weight"]
     assert lines.count(query) == 1
-    assert ["model.layers.*.attention.sort.net.weight", "zero:", "an", "even", "sort"] in lines
+    assert ["model.layers.*.attention.sort.net.weight", "in", "a", "new", "model"] in lines
     assert ["cls.seq_relationship.weight"] in lines
     copied = sum(tensor.numel() for name, tensor in conversion.model.named_parameters() if name in conversion.copied)
     assert ["copied:", f"{copied:,}", "weights"] in lines

@@ -98,7 +98,13 @@ def test_converted_checkpoints_load_without_the_package(tmp_path, capsys):
 
 
 def test_a_converted_checkpoint_is_fine_tuned_like_any_other(tmp_path):
-    output = run(save_source(tmp_path / "source", "DistilBertForMaskedLM"), "--to", "synthesizer", "--max_length", "30")
+    source = save_source(tmp_path / "source", "GPT2LMHeadModel")
+    # as GPT-2's own, which has no token to pad with
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(source)
+    output = run(source, "--to", "sinkhorn", "--max_length", "64")
+    assert AutoTokenizer.from_pretrained(output).pad_token is None
     (tmp_path / "train.csv").write_text("text,label\n" + "good film,1\nvery dull plot,0\n" * 8)
     results = finetune.main(
         ["classification", "--model_name_or_path", str(output), "--train_files", str(tmp_path / "train.csv")]
