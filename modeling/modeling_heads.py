@@ -145,14 +145,14 @@ class BackboneForMaskedLM(BackboneHead):
         training with `config.sparse_prediction` (labelled tokens, vocab_size).
         """
         outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
-        hidden_states = outputs.last_hidden_state
+        hidden_states, targets = outputs.last_hidden_state, labels
         if labels is not None and self.training and self.config.sparse_prediction:
             labelled = labels != -100
-            hidden_states, labels = hidden_states[labelled], labels[labelled]
+            hidden_states, targets = hidden_states[labelled], labels[labelled]
         logits = self.mlm_decoder(self.mlm_head(hidden_states))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(logits=logits, labels=targets, vocab_size=self.config.vocab_size, **kwargs)
         return with_recorded(MaskedLMOutput(loss=loss, logits=logits), outputs)
 
 

@@ -72,7 +72,7 @@ class Classification(FinetuneTask):
         return label_fields(labels) | {"problem_type": problem}
 
     @property
-    def best_metric(self) -> str:
+    def best_metric(self) -> str:  # type: ignore[override]
         return {ONE_CLASS: "accuracy", CLASSES: "micro_f1", NUMBER: "r2"}[self.problem]
 
     def prepare(self, examples: Dataset, split: str, num_proc: int | None = None) -> Dataset:
