@@ -145,7 +145,8 @@ class BackboneForMaskedLM(BackboneHead):
         training with `config.sparse_prediction` (labelled tokens, vocab_size).
         """
         outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
-        hidden_states, targets = outputs.last_hidden_state, labels
+        hidden_states: torch.Tensor = outputs.last_hidden_state
+        targets: torch.Tensor | None = labels
         if labels is not None and self.training and self.config.sparse_prediction:
             labelled = labels != -100
             hidden_states, targets = hidden_states[labelled], labels[labelled]
