@@ -22,6 +22,8 @@ from typing import Any
 import matplotlib
 from transformers.trainer import TRAINER_STATE_NAME
 
+from synkhorn.hub_export import write_whole
+
 from . import finetune, pretrain
 from .arguments import as_command_line, parse, read_fields
 from .report import about_line, machine, write_report
@@ -149,6 +151,18 @@ def steps_in(minutes: float, base: dict[str, Any], folder: Path) -> int:
     return max(1, round(60 * minutes / per_step))
 
 
+def budget(asked: AblationArguments, base: dict[str, Any], output: Path) -> int:
+    """The training steps of each run: those of an earlier call, where minutes became steps, so that it goes on."""
+    if asked.minutes is None:
+        return asked.steps
+    record, question = output / "budget.json", {"minutes": asked.minutes, "base": base}
+    if record.exists() and (earlier := json.loads(record.read_text(encoding="utf-8")))["question"] == question:
+        return earlier["steps"]
+    steps = steps_in(asked.minutes, base, output / "calibration")
+    write_whole(record, json.dumps({"question": question, "steps": steps}, indent=2) + "\n")
+    return steps
+
+
 def table(results: list[dict[str, Any]], metric: str) -> list[str]:
     """The results as rows of Markdown: means over the seeds, and what each seed differs from the base by."""
     base = results[0][metric]
@@ -165,6 +179,24 @@ def table(results: list[dict[str, Any]], metric: str) -> list[str]:
             f"| {'' if result is results[0] else against} | {statistics.mean(result['training_loss']):.4f} |"
         )
     return lines
+
+
+def reading(results: list[dict[str, Any]], metric: str) -> str:
+    """What the table shows, and what it does not."""
+    base = results[0][metric]
+    signs: dict[str, list[str]] = {"above": [], "below": [], "on both sides of": []}
+    for result in results[1:]:
+        differences = [value - reference for value, reference in zip(result[metric], base, strict=True)]
+        side = "above" if min(differences) > 0 else "below" if max(differences) < 0 else "on both sides of"
+        signs[side].append(f"{result['factor']} {result['setting']}")
+    found = "; ".join(f"{side} the base: {', '.join(names)}" for side, names in signs.items() if names)
+    return (
+        f"What it shows, in all {len(base)} seeds: {found}. What it does not: a setting that does nothing lies on one "
+        f"side of the base in {2 * 0.5 ** len(base):.0%} of such tables, so that only differences well beyond the "
+        "spread of the seeds mean anything. Choices are changed one at a time, at one learning rate, size and budget: "
+        "together, tuned anew or trained longer they may do otherwise. Pre-training has steps of its own, beyond the "
+        "others' budget."
+    )
 
 
 def draw(results: list[dict[str, Any]], metric: str, path: Path) -> None:
@@ -188,7 +220,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     (asked,) = parse([AblationArguments], arguments, __doc__)
     base, factors = grid_of(asked)
     output = Path(asked.output_dir)
-    steps = asked.steps if asked.minutes is None else steps_in(asked.minutes, base, output / "calibration")
+    steps = budget(asked, base, output)
     pretraining_steps = asked.pretraining_steps or steps
     runs = [(NAME, "", base)]
     runs += [
@@ -208,14 +240,21 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         "# Training choices, one at a time",
         "",
         f"{steps} training steps each, and {pretraining_steps} more of pre-training where there is any; "
-        f"seeds {', '.join(map(str, asked.seeds))}: mean and standard deviation over the seeds, and the difference "
-        "from the base of the same seed, mean (lowest to highest). Measured on the test split.",
+        f"seeds {', '.join(map(str, asked.seeds))}"
+        + (
+            ": mean ± standard deviation, and the difference from the base of the same seed, mean (lowest to highest)"
+            if len(asked.seeds) > 1
+            else ""
+        )
+        + ". Measured on the test split.",
         "",
         "Base: " + ", ".join(f"`{name}={value}`" for name, value in base.items()),
         "",
         about_line(about),
         "",
         *table(results, asked.metric),
+        "",
+        reading(results, asked.metric),
     ]
     figures = {"machine": about, "base": base, "factors": factors, "steps": steps, "seeds": asked.seeds}
     write_report(output / "ablation", "\n".join(lines) + "\n", figures | {"results": results})

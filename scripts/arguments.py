@@ -135,6 +135,7 @@ def parse(
     arguments: list[str] | None,
     description: str,
     first: str | None = None,
+    task: str | None = None,
     **defaults: Any,
 ) -> tuple[Any, ...]:
     """
@@ -148,6 +149,7 @@ def parse(
         arguments: the command line; `None` for that of the process.
         description: the script's docstring.
         first: the argument whose value may begin the command line, without its name.
+        task: a word between the command and `arguments`, for the help.
         defaults: values other than the dataclasses' own.
 
     Raises:
@@ -159,7 +161,7 @@ def parse(
         arguments = [f"--{first}", *arguments]
     parser = HfArgumentParser(
         dataclasses,  # type: ignore[arg-type]
-        usage=f"%(prog)s {'' if first is None else first.upper() + ' '}ARGUMENTS",
+        usage=" ".join(filter(None, ("%(prog)s", task, first and first.upper(), "ARGUMENTS"))),
         description=description.strip(),
         formatter_class=HelpFormatter,
         allow_abbrev=False,

@@ -178,6 +178,7 @@ def measure(arguments: EvaluateArguments, data: DataArguments, kind: type[Task],
     sample_by = task_arguments.sample_by if isinstance(task_arguments, LanguageModelingArguments) else "line"
     splits = load_splits(data, kind.columns(task_arguments), needed=[arguments.split], sample_by=sample_by)
     examples = splits[arguments.split]
+    kind.check_texts(task_arguments, {arguments.split: examples})
     tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path, **source)
     if isinstance(task_arguments, ClassificationArguments):
         task_arguments = replace(task_arguments, problem_type=task_arguments.problem_type or config.problem_type)
@@ -278,7 +279,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
         sys.exit(2)
     kind = MEASURED[name]
     own, data, task_arguments = parse(
-        (EvaluateArguments, DataArguments, kind.arguments_class), rest, f"{inspect.getdoc(kind)}\n{__doc__}"
+        (EvaluateArguments, DataArguments, kind.arguments_class), rest, f"{inspect.getdoc(kind)}\n{__doc__}", task=name
     )
     if own.lm_eval is not None:
         if name != "language-modeling":

@@ -199,6 +199,7 @@ def main(arguments: list[str] | None = None) -> Scores | None:
         (ModelArguments, DataArguments, kind.arguments_class, FinetuneArguments, TrainingArguments),
         rest,
         f"{inspect.getdoc(kind)}\n{__doc__}",
+        task=name,
         **DEFAULTS,
     )
     if data.streaming:
@@ -211,6 +212,7 @@ def main(arguments: list[str] | None = None) -> Scores | None:
         print(f"{training.output_dir} is finished: {results}")
         return results
     splits = load_splits(data, kind.columns(task_arguments))
+    kind.check_texts(task_arguments, splits)
     config_fields = kind.config_fields(task_arguments, splits["train"])
     max_length = finetuning.max_length or default_length(model_arguments)
     set_seed(training.seed)

@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,18 +16,28 @@ from synkhorn.hub_export import write_whole
 
 def machine() -> dict[str, str]:
     """What the figures were taken on."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    # Linux only
+    listed = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.+)$", listed.read_text(), re.MULTILINE) if listed.exists() else []
     return {
-        "cpu": f"{cpu}, {os.cpu_count()} cores",
+        "cpu": f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "commit": commit,
-    }
+    } | commit()
+
+
+def commit() -> dict[str, str]:
+    """The commit of the package's own repository; nothing where it is installed without one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    if shutil.which("git") is None or not ran([*git, "ls-files", Path(__file__).name]):
+        return {}
+    return {"commit": ran([*git, "rev-parse", "--short", "HEAD"])}
+
+
+def ran(command: list[str]) -> str:
+    """What a command prints."""
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def about_line(about: dict[str, str]) -> str:

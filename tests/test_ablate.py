@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tiny_runs import SIZES, WORDS
+from transformers import CONFIG_MAPPING
 
 from synkhorn.scripts import ablate, finetune
+from synkhorn.scripts.arguments import ModelArguments
+from synkhorn.scripts.models import own_fields
 
 
 @pytest.fixture
@@ -80,6 +83,29 @@ def test_a_budget_of_minutes_becomes_steps(tmp_path, monkeypatch):
     # 20 more steps took 10 seconds more
     assert ablate.steps_in(3, {}, tmp_path / "calibration") == 360
     assert not (tmp_path / "calibration").exists()
+
+
+def test_minutes_are_turned_into_steps_once(tmp_path, monkeypatch):
+    measured = iter([7, 9, 11])
+    monkeypatch.setattr(ablate, "steps_in", lambda *_: next(measured))
+    asked = ablate.AblationArguments(minutes=2)
+    assert [ablate.budget(asked, {"seed": 1}, tmp_path) for _ in range(2)] == [7, 7]
+    assert ablate.budget(asked, {"seed": 2}, tmp_path) == 9
+
+
+@pytest.mark.parametrize("family", ["synthesizer", "sinkhorn"])
+def test_the_base_fits_both_families(family):
+    base, _ = ablate.grid_of(ablate.AblationArguments(grid=json.dumps({"base": {"family": family}})))
+    arguments = ModelArguments(family=base["family"], model_config=json.dumps(base["model_config"]))
+    assert own_fields(arguments, CONFIG_MAPPING[family]) == base["model_config"]
+
+
+def test_the_reading_says_on_which_side_of_the_base_a_setting_lies():
+    settings = {"up": [0.6, 0.9], "down": [0.4, 0.7], "both": [0.6, 0.7]}
+    results = [{"factor": "f", "setting": name, "accuracy": values} for name, values in settings.items()]
+    text = ablate.reading([{"factor": "base", "setting": "", "accuracy": [0.5, 0.8]}, *results], "accuracy")
+    assert "all 2 seeds: above the base: f up; below the base: f down; on both sides of the base: f both." in text
+    assert "in 50% of such tables" in text
 
 
 def test_the_table_pairs_seeds():

@@ -31,6 +31,13 @@ FAULTS = {
         "generate {causal} --prompt_file {train}": 'not {{"prompt": ...}}',
         "ablate --grid {grid} --steps 1 --output_dir {new}": "lacks the columns ['label']",
     },
+    "no text": {
+        f"{TUNE} --text_column number {SCRATCH}": "the split train has 7 where there must be a text",
+        f"{TUNE} --test_files {{hole}} {SCRATCH}": "the split test has None where there must be a text",
+        f"{MEASURE} --test_files {{hole}}": "the split test has None where there must be a text",
+        f"{PERPLEXITY} --test_files {{hole}}": "the split test has None where there must be a text",
+        f"pretrain --train_files {{train}} --text_column number {SCRATCH}": "holds int, such as 7, and not texts",
+    },
     "empty data": {
         f"pretrain --train_files {{empty}} {SCRATCH}": "which is empty",
         f"pretrain --train_files {{header}} {SCRATCH}": "hold no row",
@@ -72,11 +79,12 @@ def named(tmp_path_factory) -> dict[str, Path]:
     """The files and folders that the command lines name."""
     folder = tmp_path_factory.mktemp("input")
     named = {name: folder / name for name in ("classifier", "causal", "taken", "new")}
-    named |= {name: folder / f"{name}.jsonl" for name in ("train", "test", "wrong", "empty")}
-    rows = [{"text": "a text", "label": label} for label in ("high", "low", "high")]
+    named |= {name: folder / f"{name}.jsonl" for name in ("train", "test", "wrong", "hole", "empty")}
+    rows = [{"text": "a text", "label": label, "number": 7} for label in ("high", "low", "high")]
     for name in ("train", "test"):
         write_jsonl(named[name], rows)
-    write_jsonl(named["wrong"], [{"text": "a text", "label": "huge"}])
+    write_jsonl(named["wrong"], [{"text": "a text", "label": "huge", "number": 7}])
+    write_jsonl(named["hole"], [*rows, {"text": None, "label": "low", "number": 7}])
     named["empty"].touch()
     named["header"] = folder / "header.csv"
     named["header"].write_text("text,label\n")

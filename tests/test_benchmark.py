@@ -2,7 +2,7 @@
 
 import pytest
 
-from synkhorn.scripts import benchmark
+from synkhorn.scripts import benchmark, report
 
 
 def test_growth_is_counted_where_the_length_doubles():
@@ -27,3 +27,12 @@ def test_every_sinkhorn_variant_can_be_measured(variant):
 def test_an_unknown_variant_is_named():
     with pytest.raises(ValueError, match="variants='dense' is unknown"):
         benchmark.model_fields("sinkhorn", "dense", 4)
+
+
+def test_the_machine_is_described_from_anywhere(tmp_path, monkeypatch):
+    here = report.machine()
+    monkeypatch.chdir(tmp_path)
+    assert report.machine() == here and "cores" in here["cpu"]
+    # where there is no git
+    monkeypatch.setenv("PATH", "")
+    assert "commit" not in report.machine()

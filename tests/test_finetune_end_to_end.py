@@ -280,6 +280,7 @@ def test_help_lists_the_tasks_and_explains_each(capsys):
         finetune.main(["question-answering", "--help"])
     assert end.value.code == 0
     printed = capsys.readouterr().out
+    assert " question-answering ARGUMENTS\n" in printed
     assert all(name in printed for name in ("--max_answer_length", "--lora_r", "--no_answer", "group_by_length"))
     with pytest.raises(SystemExit) as end:
         finetune.main(["summarization"])

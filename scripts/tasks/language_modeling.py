@@ -1,7 +1,7 @@
 """How well a causal model predicts documents: perplexity, and bits per byte, which compares any two tokenizers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,10 @@ class LanguageModeling(Task):
     @classmethod
     def columns(cls, arguments: LanguageModelingArguments) -> list[str]:
         return [arguments.text_column]
+
+    @classmethod
+    def texts(cls, arguments: LanguageModelingArguments, examples: Dataset) -> Iterator[str]:
+        return iter(examples[arguments.text_column])
 
     def collator(self) -> Any:
         return DataCollatorForTokenClassification(self.tokenizer)

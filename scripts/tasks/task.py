@@ -1,7 +1,7 @@
 """What a fine-tuning task is, and the labels that several of them share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,6 +44,22 @@ class Task(ABC):
     @abstractmethod
     def columns(cls, arguments: Any) -> list[str]:
         """The columns that the data must have."""
+
+    @classmethod
+    @abstractmethod
+    def texts(cls, arguments: Any, examples: Dataset) -> Iterator[str]:
+        """All texts of the data."""
+
+    @classmethod
+    def check_texts(cls, arguments: Any, splits: Mapping[str, Dataset]) -> None:
+        """Raise a `ValueError` if anything but a text stands where a text must."""
+        for split, examples in splits.items():
+            for text in cls.texts(arguments, examples):
+                if not isinstance(text, str):
+                    raise ValueError(
+                        f"the split {split} has {text!r} where there must be a text: name other columns than "
+                        f"{cls.columns(arguments)}, or remove the rows without one"
+                    )
 
     @abstractmethod
     def encode(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
@@ -93,11 +109,6 @@ class FinetuneTask(Task):
     best_metric: str
     # whether a document's tokens beyond the maximal length are lost
     cuts_documents: ClassVar[bool] = True
-
-    @classmethod
-    @abstractmethod
-    def texts(cls, arguments: Any, examples: Dataset) -> Iterator[str]:
-        """All texts of the data, to train a tokenizer on."""
 
     @classmethod
     def config_fields(cls, arguments: Any, train: Dataset) -> dict[str, Any]:
