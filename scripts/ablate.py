@@ -127,15 +127,16 @@ def run(folder: Path, settings: dict[str, Any], steps: int, pretraining_steps: i
     once = {"max_steps": steps, "save_steps": steps, "eval_strategy": "no", "load_best_model_at_end": False}
     settings = settings | once | {"save_strategy": "steps", "logging_steps": max(1, steps // 20), "seed": seed}
     tuning = {name: value for name, value in settings.items() if name not in PRETRAINING}
+    before: dict[str, float] = {}
     if "objective" in settings:
         start = folder / "pretrained"
         budget = {"max_steps": pretraining_steps, "save_steps": pretraining_steps, "output_dir": start}
-        pretrain.main(as_command_line(settings | budget))
+        before["pretraining_perplexity"] = pretrain.main(as_command_line(settings | budget))["eval_perplexity"]
         tuning |= {"model_name_or_path": start}
     output = folder / "finetuned"
     results = finetune.main([TASK, *as_command_line(tuning | {"output_dir": output})])
     history = json.loads((output / f"checkpoint-{steps}" / TRAINER_STATE_NAME).read_text())["log_history"]
-    return {**results, "training_loss": [entry["loss"] for entry in history if "loss" in entry][-1]}
+    return {**results, **before, "training_loss": [entry["loss"] for entry in history if "loss" in entry][-1]}
 
 
 def steps_in(minutes: float, base: dict[str, Any], folder: Path) -> int:
@@ -189,13 +190,18 @@ def reading(results: list[dict[str, Any]], metric: str) -> str:
         differences = [value - reference for value, reference in zip(result[metric], base, strict=True)]
         side = "above" if min(differences) > 0 else "below" if max(differences) < 0 else "on both sides of"
         signs[side].append(f"{result['factor']} {result['setting']}")
+    perplexities = [
+        f"{result['setting']} {statistics.mean(result['pretraining_perplexity']):.0f}"
+        for result in results
+        if "pretraining_perplexity" in result
+    ]
     found = "; ".join(f"{side} the base: {', '.join(names)}" for side, names in signs.items() if names)
     return (
         f"What it shows, in all {len(base)} seeds: {found}. What it does not: a setting that does nothing lies on one "
         f"side of the base in {2 * 0.5 ** len(base):.0%} of such tables, so that only differences well beyond the "
         "spread of the seeds mean anything. Choices are changed one at a time, at one learning rate, size and budget: "
         "together, tuned anew or trained longer they may do otherwise. Pre-training has steps of its own, beyond the "
-        "others' budget."
+        "others' budget" + (f", and ended at perplexities of {', '.join(perplexities)}." if perplexities else ".")
     )
 
 

@@ -68,7 +68,10 @@ def test_a_grid_from_end_to_end(base, tmp_path, monkeypatch):
             folder / "pretrained"
         )
     assert json.loads((output / "ablation.json").read_text())["results"] == results
-    assert "| pre-training | causal |" in (output / "ablation.md").read_text()
+    text = (output / "ablation.md").read_text()
+    assert "| pre-training | causal |" in text
+    ended = [sum(result["pretraining_perplexity"]) / 2 for result in results[2:]]
+    assert f"ended at perplexities of masked {ended[0]:.0f}, causal {ended[1]:.0f}." in text
     with Image.open(output / "ablation.png") as picture:
         assert picture.size[0] > 800
     # nothing that is finished is trained again

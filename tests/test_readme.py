@@ -37,9 +37,10 @@ def test_a_command_line_is_read(line, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     # what the examples name
     (tmp_path / "sizes.yaml").write_text("{}")
-    for checkpoint in ("my-model", "my-classifier", "runs/causal", "runs/classifier"):
-        (tmp_path / checkpoint).mkdir(parents=True)
-        (tmp_path / checkpoint / "config.json").write_text("{}")
+    for word in arguments:
+        if word.startswith(("my-", "runs/")):
+            (tmp_path / word).mkdir(parents=True)
+            (tmp_path / word / "config.json").write_text("{}")
 
     def read(*dataclasses, **defaults):
         parse(*dataclasses, **defaults)
