@@ -77,13 +77,9 @@ class Conversion:
     def table(self) -> str:
         """What was copied, newly initialised and left behind, with one line for what every layer has."""
         sizes = {name: tensor.numel() for name, tensor in named_tensors(self.model)}
-        parts = (
-            ("copied", self.copied, "from"),
-            ("newly initialised", self.new, "as"),
-            ("left behind", dict.fromkeys(self.left_behind, ""), ""),
-        )
+        left_behind = dict.fromkeys(self.left_behind, "")
         rows = [(f"{self.source} -> {type(self.model).__name__}", "")]
-        for title, names, _ in parts:
+        for title, names in (("copied", self.copied), ("newly initialised", self.new), ("left behind", left_behind)):
             count = sum(sizes.get(name, 0) for name in names)
             rows.append((f"{title}: {f'{count:,} weights' if count else len(names) or 'nothing'}", ""))
             folded = {of_every_layer(name): of_every_layer(other) for name, other in names.items()}
@@ -112,9 +108,9 @@ def convert(
 
     `synthesizers=["dot_product"]` gives exactly what the source gives. Otherwise the start keeps what the source knew.
     A Sinkhorn model attends with the source's heads to its own and to the sorted block, and a text of one block gets
-    the source's outputs (with `combine="concat"`, the default); its sort net is a new model's, which was measured to
-    lose less than an even sort or none. A mixture with `dot_product` starts with weight 0.99 on it, and with logits of
-    zero from its other members.
+    the source's outputs, unless `combine="logits"`; its sort net is a new model's, which was measured to lose less than
+    an even sort or none. Attentions that are added (`combine="sum"`, `mix_dot_product`) share what was one. A mixture
+    with `dot_product` starts with weight 0.99 on it, and with logits of zero from its other members.
 
     Args:
         source: a checkpoint's folder or name on the Hub, or a model.
@@ -350,7 +346,11 @@ def copy_weights(weights: Weights, model: PreTrainedModel) -> tuple[dict[str, st
     tensors = dict(named_tensors(model))
     prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
     copied, unplaced = {}, []
+    added = 1 + (getattr(model.config, "combine", "") == "sum") + getattr(model.config, "mix_dot_product", False)
     for name, (origin, tensor) in weights.items():
+        if added > 1 and name.endswith("attention.output.weight"):
+            # what is added up is no larger than the source's
+            origin, tensor = f"{origin}, divided by {added}", tensor / added
         for shared, own in OWN_MODULES.get(model.config.model_type, {}).items():
             name = name.replace(f".{shared}.", f".{own}.")
         name = name if name in tensors else prefix + name

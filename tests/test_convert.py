@@ -123,11 +123,14 @@ def test_gpt2_generates_the_same_tokens_from_left_padded_prompts(target):
         ("BertModel", {"sort_net": "none", "block_size": 24}),
         # the first block of a causal model has no past: the sorted block is masked
         ("GPT2Model", {"sort_net": "linear", "block_size": 19}),
-        ("GPT2Model", {"sort_net": "bilinear", "block_size": 19, "combine": "sum"}),
+        ("GPT2LMHeadModel", {"sort_net": "bilinear", "block_size": 20, "mix_dot_product": True}),
         # one block is sorted to itself: every key counts twice, and the softmax is the same
         ("BertModel", {"sort_net": "linear", "block_size": 19}),
         ("RobertaForMaskedLM", {"sort_net": "bilinear", "block_size": 20}),
         ("DistilBertModel", {"sort_net": "mlp", "block_size": 24, "share_sort_net": True}),
+        # what is added up is a half, or a third, of the same
+        ("BertModel", {"combine": "sum", "block_size": 24}),
+        ("RobertaModel", {"combine": "sum", "block_size": 24, "mix_dot_product": True}),
     ],
 )
 def test_sinkhorn_is_the_source_for_a_text_of_one_block(class_name, fields, implementation):
