@@ -2,7 +2,7 @@
 Warm start: make a Sinkhorn or Synthesizer model with the weights and the head of a BERT, RoBERTa, DistilBERT or GPT-2.
 
     synkhorn convert google-bert/bert-base-uncased --to sinkhorn --max_length 2048 --output_dir bert-2048
-    synkhorn convert my-gpt2 --to synthesizer --model_config '{"synthesizers": ["dense", "dot_product"]}' --output_dir m
+    synkhorn convert openai-community/gpt2 --to sinkhorn --max_length 4096 --output_dir gpt2-4096
 
 The output folder is a checkpoint like any other: weights, configuration, source files, and the tokenizer, which cuts at
 the new length. What was copied, what is new and what was left behind is printed. The start keeps what the source knew:
