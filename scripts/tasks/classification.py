@@ -49,6 +49,7 @@ class Classification(FinetuneTask):
     arguments_class = ClassificationArguments
     auto_class = AutoModelForSequenceClassification
     pipeline_tag = "text-classification"
+    best_metric = "accuracy"
 
     @classmethod
     def columns(cls, arguments: ClassificationArguments) -> list[str]:
@@ -71,12 +72,9 @@ class Classification(FinetuneTask):
             labels = label_names(column, feature, train[column])
         return label_fields(labels) | {"problem_type": problem}
 
-    @property
-    def best_metric(self) -> str:  # type: ignore[override]
-        return {ONE_CLASS: "accuracy", CLASSES: "micro_f1", NUMBER: "r2"}[self.problem]
-
     def prepare(self, examples: Dataset, split: str, num_proc: int | None = None) -> Dataset:
         self.problem = problem_of(self.arguments, examples)
+        self.best_metric = {ONE_CLASS: "accuracy", CLASSES: "micro_f1", NUMBER: "r2"}[self.problem]
         self.label_feature = examples.features[self.arguments.label_column]
         return super().prepare(examples, split, num_proc)
 
