@@ -40,6 +40,33 @@ def masked_softmax(logits: torch.Tensor, mask: torch.Tensor | None, is_causal: b
     return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
+def guarded_softmax(logits: torch.Tensor, is_causal: bool, first_row: int = 0) -> torch.Tensor:
+    """
+    As `masked_softmax` without a mask, for weights that a whole batch shares: a logit counts as at least
+    0.7 log(tiny) below its row's largest (61 in float32), so that a weight stays positive where padding hides every
+    larger one. No branch on data, and no 0 / 0.
+
+    Args:
+        logits: (..., rows, columns).
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1 + first_row)
+    seen = logits.masked_fill(future, -math.inf) if is_causal else logits
+    guarded = logits.clamp(min=seen.detach().amax(-1, keepdim=True) + guard(logits.dtype))
+    guarded = guarded.masked_fill(future, -math.inf) if is_causal else guarded
+    return guarded.softmax(-1)
+
+
+def guard(dtype: torch.dtype) -> float:
+    """The lowest logit of `guarded_softmax`, relative to its row's largest."""
+    return 0.7 * math.log(torch.finfo(dtype).tiny)
+
+
+def is_above_guard(weights: torch.Tensor) -> torch.Tensor:
+    """Whether the weights of `guarded_softmax` depend on their own logit."""
+    return weights > weights.amax(-1, keepdim=True) * (1.001 * math.exp(guard(weights.dtype)))
+
+
 def literal_attention(
     logits: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, is_causal: bool, dropout: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,14 +115,18 @@ def fused_attention(
         queries: (1 or B, H, rows, f), scaled already.
         keys: (1 or B, H, columns, f).
         values: (B, H, columns, dh).
-        key_bias: (1 or B, H, columns) or `None`: one more feature, because a mask with a gradient would leave the fused
-            kernels.
+        key_bias: (1 or B, H, columns) or `None`: a mask where that stays fused, or else, as where a gradient is
+            wanted, one more feature.
         seen: a boolean mask that broadcasts to (B, H, rows, columns), or `None`; not with `is_causal`.
 
     Returns:
         (B, H, rows, dh)
     """
-    if key_bias is not None:
+    by_key = not is_causal and (seen is None or seen.shape[-2] == 1)
+    if key_bias is not None and by_key and queries.device.type == "cpu" and not torch.is_grad_enabled():
+        bias = key_bias[:, :, None].to(queries.dtype)
+        seen = bias if seen is None else bias.masked_fill(~seen, HIDDEN)
+    elif key_bias is not None:
         queries = F.pad(queries, (0, 1), value=1.0)
         shared = max(keys.shape[0], key_bias.shape[0])
         key_bias = key_bias[..., None].expand(shared, -1, -1, -1)

@@ -19,15 +19,8 @@ from .modeling_heads import (
     BackboneForTokenClassification,
 )
 from .position_cache import NewTokens
-from .synthesizer_attention import (
-    Logits,
-    add_logits,
-    blocked_attention,
-    expand_factors,
-    feature_attention,
-    shared_attention,
-    shared_weights,
-)
+from .synthesizer_attention import feature_attention, shared_attention, shared_weights, tiled_attention
+from .synthesizer_logits import Logits, add_logits, expand_factors
 
 
 def rows_at(weight: torch.Tensor, new_tokens: NewTokens) -> torch.Tensor:
@@ -210,6 +203,7 @@ class SynthesizerAttention(nn.Module):
         self.layer_idx = layer_idx
         self.members = nn.ModuleDict({name: MEMBERS[name](config) for name in config.synthesizers})
         self.only_features = set(config.synthesizers) <= {"dot_product", "dense", "factorized_random"}
+        self.is_shared = set(config.synthesizers) <= {"random", "fixed_random", "factorized_random"}
         self.only_matrices = set(config.synthesizers) <= {"random", "fixed_random"}
         weighted = len(self.members) > 1 and config.mixture_weighting == "softmax"
         mixture = nn.Parameter(torch.empty(config.num_attention_heads, len(self.members))) if weighted else None
@@ -279,16 +273,29 @@ class SynthesizerAttention(nn.Module):
 
     def fast(self, hidden_states, queries_and_keys, values, mask):
         """As `eager`, by the form that serves the members: (B, L, d) and (B, H, L, dh) -> (B, H, L, dh)."""
-        if self.only_features:
-            terms = self.mixed_terms(hidden_states, queries_and_keys)
-            return feature_attention(terms, values, mask, self.config.is_causal, self.dropout)
-        if self.dropout:
+        is_causal = self.config.is_causal
+        if self.dropout and not self.only_features:
             # weights that the batch shares, or that are recomputed, cannot be dropped for each row of the batch
             return self.eager(hidden_states, queries_and_keys, values, mask)[0]
-        if self.only_matrices:
-            return shared_attention(self.shared_weights(hidden_states, values.dtype), values, mask)
+        if self.keeps_weights:
+            return shared_attention(self.shared_weights(hidden_states, values.dtype), values, mask, is_causal)
         terms = self.mixed_terms(hidden_states, queries_and_keys)
-        return blocked_attention(terms, values, mask, self.config.is_causal)
+        if self.only_features and (self.dropout or self.is_fused(terms, values)):
+            return feature_attention(terms, values, mask, is_causal, self.dropout)
+        attention = shared_attention if self.is_shared else tiled_attention
+        return attention(terms, values, mask, is_causal)
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the weights of an evaluation serve the next one too."""
+        compiling = torch.compiler.is_compiling()
+        return self.only_matrices and not compiling and not (self.training or torch.is_grad_enabled())
+
+    def is_fused(self, terms: Logits, values: torch.Tensor) -> bool:
+        """Whether attention over features is at its best as one fused call, which wants values of their width."""
+        if values.device.type != "cpu" or torch.compiler.is_compiling():
+            return True
+        return not self.is_shared and terms.queries.shape[-1] <= 1.25 * values.shape[-1]
 
     def logits(self, hidden_states, queries_and_keys, new_tokens):
         """The rows of S of new tokens, (B, L, d) -> (1 or B, H, L, T): the sum of the members', alpha multiplied in."""
@@ -317,13 +324,12 @@ class SynthesizerAttention(nn.Module):
         """
         sources = [member.weight for member in self.members.values()]
         sources += [] if self.mixture is None else [self.mixture]
-        key = None
-        if not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
-            versions = [None if x.is_inference() else (x.data_ptr(), x._version, x.dtype, x.device) for x in sources]
-            key = None if None in versions else (hidden_states.shape[1], self.config.is_causal, dtype, *versions)
+        versions = [None if x.is_inference() else (x.data_ptr(), x._version, x.dtype, x.device) for x in sources]
+        key = None if None in versions else (hidden_states.shape[1], self.config.is_causal, dtype, *versions)
         if key is not None and key == self._cached_weights[0]:
             return self._cached_weights[1]
-        weights = shared_weights(self.mixed_terms(hidden_states, None).matrix, self.config.is_causal, dtype)
+        matrix = self.mixed_terms(hidden_states, None).whole_matrix
+        weights = shared_weights(matrix, self.config.is_causal, dtype)
         self._cached_weights = (None, None) if key is None else (key, weights)
         return weights
 

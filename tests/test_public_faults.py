@@ -9,7 +9,7 @@ from variants import randomize, tiny_config
 from synkhorn import SynthesizerModel
 from synkhorn.modeling.modeling_synthesizer import SynthesizerAttention
 from synkhorn.modeling.position_cache import NewTokens
-from synkhorn.modeling.synthesizer_attention import expand_factors
+from synkhorn.modeling.synthesizer_logits import expand_factors
 
 
 def eager_weights(attention, x, mask=None):
