@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from .block_attention import block_attention
+from .block_sort import arrived_mass, divisor, mass_bias, sort_blocks, sorted_and_own
 from .dot_product_attention import HIDDEN, fused_attention, seen_softmax
 
 
@@ -136,39 +138,6 @@ def causal_pool_blocks(
     return pooled if pooling == "sum" else pooled / mask.cumsum(-1)[:, ::block_size, None]
 
 
-def arrived_mass(matrices: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """w_i[t] = sum_j S_ij m_j[t], the valid part of slot t: (B, H, n, n) and (1 or B, n, b) -> (B, H, n, b)."""
-    return matrices @ valid[:, None].to(matrices.dtype)
-
-
-def divisor(mass: torch.Tensor) -> torch.Tensor:
-    """The mass to divide by: 1 where nothing arrives, and never so small that a gradient overflows."""
-    return torch.where(mass > 0, mass.clamp(min=1e-30), 1.0)
-
-
-def sort_blocks(matrices: torch.Tensor, blocks: torch.Tensor, mass: torch.Tensor | None) -> torch.Tensor:
-    """
-    The sorted blocks, slot by slot the mean of what arrives: sum_j S_ij X_j / w_i.
-
-    Args:
-        matrices: S, (B, H, n, n).
-        blocks: X, (B, H, n, b, dh), 0 at padding.
-        mass: w, (B, H, n, b), or `None` where every token is valid.
-
-    Returns:
-        (B, H, n, b, dh)
-    """
-    # float16 has not the range for the smallest masses
-    dtype = matrices.dtype if mass is not None and blocks.dtype == torch.float16 else blocks.dtype
-    ordered = (matrices.to(dtype) @ blocks.to(dtype).flatten(-2)).unflatten(-1, blocks.shape[-2:])
-    return ordered if mass is None else (ordered / divisor(mass)[..., None]).to(blocks.dtype)
-
-
-def mass_bias(mass: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """log w, what a sorted slot adds to its logits: (B, H, n, b) -> the same; hidden where nothing valid arrives."""
-    return divisor(mass).log().to(dtype).masked_fill(mass == 0, HIDDEN)
-
-
 def sinkhorn_attention(
     queries: torch.Tensor,
     keys: torch.Tensor,
@@ -209,75 +178,30 @@ def sinkhorn_attention(
     if valid is not None:
         own_bias = torch.zeros_like(keys[..., 0]).masked_fill(~valid[:, None], HIDDEN)  # (B, H, n, b)
     if matrices is None:
-        return block_attention(queries, keys, values, own_bias, None, is_causal, dropout)[:, :, :length]
+        return block_attention(queries, keys, values, own_bias, is_causal, dropout)[:, :, :length]
+    matrices = matrices[:, :, :sortcut_blocks]  # all rows where that is `None`
     if valid is not None:
         mass = arrived_mass(matrices, valid)
         sorted_bias = mass_bias(mass, keys.dtype)
+    if combine == "concat" and sortcut_blocks is None:
+        keys, values = sorted_and_own(matrices, keys, mass), sorted_and_own(matrices, values, mass)
+        bias = None if own_bias is None else torch.cat((sorted_bias, own_bias), dim=-1)  # (B, H, n, 2 b)
+        return block_attention(queries, keys, values, bias, is_causal, dropout)[:, :, :length]
     sorted_keys, sorted_values = sort_blocks(matrices, keys, mass), sort_blocks(matrices, values, mass)
     if sortcut_blocks is not None:
-        keys, values, bias = (
-            None if x is None else x[:, :, :sortcut_blocks].flatten(2, 3)
-            for x in (sorted_keys, sorted_values, sorted_bias)
-        )  # (B, H, c b, dh), twice, (B, H, c b)
-        return fused_attention(queries, keys, values, bias, dropout=dropout)
+        slots = (None if x is None else x.flatten(2, 3) for x in (sorted_keys, sorted_values, sorted_bias))
+        return fused_attention(queries, *slots, dropout=dropout)
     if combine == "sum":
         outputs = block_attention(queries, sorted_keys, sorted_values, sorted_bias, dropout=dropout)
-        outputs = outputs + block_attention(queries, keys, values, own_bias, None, is_causal, dropout)
-    elif combine == "logits":
+        outputs = outputs + block_attention(queries, keys, values, own_bias, is_causal, dropout)
+    else:
         if is_causal:
             # block 0 has no past: its sorted keys are 0, and its values its own
             sorted_values = torch.cat((values[:, :, :1], sorted_values[:, :, 1:]), dim=2)
             if own_bias is not None:
                 sorted_bias = torch.cat((own_bias[:, :, :1], sorted_bias[:, :, 1:]), dim=2)
-        outputs = block_attention(queries, keys + sorted_keys, sorted_values, sorted_bias, None, is_causal, dropout)
-    else:
-        keys, values = torch.cat((sorted_keys, keys), dim=-2), torch.cat((sorted_values, values), dim=-2)
-        bias = None if own_bias is None else torch.cat((sorted_bias, own_bias), dim=-1)  # (B, H, n, 2 b)
-        seen = causal_slots(keys.shape[2], block_size, bias is None, keys.device) if is_causal else None
-        outputs = block_attention(queries, keys, values, bias, seen, dropout=dropout)
+        outputs = block_attention(queries, keys + sorted_keys, sorted_values, sorted_bias, is_causal, dropout)
     return outputs[:, :, :length]
-
-
-def causal_slots(n: int, block_size: int, hide_first: bool, device: torch.device) -> torch.Tensor:
-    """
-    (1, 1 or n, b, 2 b), true where a causal query sees a slot of [sorted ; own]: every sorted one, and of the
-    own those up to itself. `hide_first` hides the sorted slots of block 0, where no bias does.
-    """
-    own = torch.ones(block_size, block_size, dtype=torch.bool, device=device).tril()
-    sorted_ = torch.ones_like(own)[None]
-    if hide_first:
-        sorted_ = sorted_ & (torch.arange(n, device=device) > 0)[:, None, None]
-    # four dimensions: the fused kernel of a CPU takes no mask of three
-    return torch.cat((sorted_, own.expand_as(sorted_)), dim=-1)[None]
-
-
-def block_attention(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    bias: torch.Tensor | None,
-    seen: torch.Tensor | None = None,
-    is_causal: bool = False,
-    dropout: float = 0.0,
-) -> torch.Tensor:
-    """
-    Attention of each block's queries to its own row of slots, as one fused call.
-
-    Args:
-        queries: (B, H, n, b, dh).
-        keys, values: (B, H, n, slots, dh).
-        bias: (B, H, n, slots) or `None`.
-        seen: (1, 1 or n, b, slots) or `None`.
-        is_causal: whether query t sees the slots <= t only.
-
-    Returns:
-        (B, H, n b, dh)
-    """
-    # B H is the batch of the call, n its heads
-    batch, heads = queries.shape[:2]
-    queries, keys, values, bias = (None if x is None else x.flatten(0, 1) for x in (queries, keys, values, bias))
-    outputs = fused_attention(queries, keys, values, bias, seen, is_causal, dropout)
-    return outputs.unflatten(0, (batch, heads)).flatten(2, 3)
 
 
 def literal_sinkhorn_attention(

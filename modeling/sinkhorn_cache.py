@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from .block_sort import arrived_mass, divisor, sort_blocks
 from .dot_product_attention import fused_attention, seen_softmax
 from .position_cache import NewTokens, PositionLayer, PositionLayerMixin, StaticPositionLayer
-from .sinkhorn_attention import arrived_mass, divisor, slot_weights, sort_blocks, to_blocks
+from .sinkhorn_attention import slot_weights, to_blocks
 
 
 class SortedBlock(NamedTuple):

@@ -88,6 +88,19 @@ def test_sdpa_equals_eager_at_any_length_and_block(case, block_size, length, sid
     compare_forms(attention, x, mask, 1e-10)
 
 
+@every_case
+def test_the_same_comes_out_where_no_gradient_is_wanted(variant, is_causal):
+    model = randomize(SinkhornModel(tiny_sinkhorn_config(**variant, is_causal=is_causal)).double()).eval()
+    ids = random_ids(3, 11)
+    for side in ("none", "left", "right", "hole"):
+        mask = padding(3, 11, side)
+        expected = model(ids, attention_mask=mask).last_hidden_state
+        with torch.no_grad():
+            actual = model(ids, attention_mask=mask).last_hidden_state
+        valid = slice(None) if mask is None else mask.bool()
+        torch.testing.assert_close(actual[valid], expected[valid], atol=1e-12, rtol=1e-10)
+
+
 @pytest.mark.parametrize("position", ["learned", "rope"])
 @every_case
 def test_a_row_alone_equals_itself_in_a_padded_batch(variant, is_causal, position):

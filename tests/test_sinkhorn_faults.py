@@ -4,9 +4,10 @@ import torch
 from variants import padding, random_ids, randomize, tiny_sinkhorn_config
 
 from synkhorn import SinkhornForCausalLM, SinkhornModel
+from synkhorn.modeling.block_sort import sort_blocks
 from synkhorn.modeling.modeling_sinkhorn import BlockSort, SinkhornAttention
 from synkhorn.modeling.position_cache import NewTokens
-from synkhorn.modeling.sinkhorn_attention import pool_blocks, sinkhorn_attention, sort_blocks, to_blocks
+from synkhorn.modeling.sinkhorn_attention import pool_blocks, sinkhorn_attention, to_blocks
 
 FORMS = ("eager", "sdpa")
 
