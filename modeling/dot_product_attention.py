@@ -124,7 +124,8 @@ def fused_attention(
     """
     by_key = not is_causal and (seen is None or seen.shape[-2] == 1)
     if key_bias is not None and by_key and queries.device.type == "cpu" and not torch.is_grad_enabled():
-        bias = key_bias[:, :, None].to(queries.dtype)
+        # a view of a parameter asks for its gradient all the same
+        bias = key_bias.detach()[:, :, None].to(queries.dtype)
         seen = bias if seen is None else bias.masked_fill(~seen, HIDDEN)
     elif key_bias is not None:
         queries = F.pad(queries, (0, 1), value=1.0)

@@ -295,7 +295,9 @@ class SynthesizerAttention(nn.Module):
         """Whether attention over features is at its best as one fused call, which wants values of their width."""
         if values.device.type != "cpu" or torch.compiler.is_compiling():
             return True
-        return not self.is_shared and terms.queries.shape[-1] <= 1.25 * values.shape[-1]
+        # products of a few columns, as `factorized_random` has them, are slow in half precision
+        is_half = values.dtype in (torch.bfloat16, torch.float16)
+        return (is_half or not self.is_shared) and terms.queries.shape[-1] <= 1.25 * values.shape[-1]
 
     def logits(self, hidden_states, queries_and_keys, new_tokens):
         """The rows of S of new tokens, (B, L, d) -> (1 or B, H, L, T): the sum of the members', alpha multiplied in."""

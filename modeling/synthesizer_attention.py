@@ -83,11 +83,11 @@ def tiled_attention(
         (B, H, L, dh)
     """
     if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-        if logits.queries is not None and logits.queries.shape[-1] % 16:
-            # products of a few odd columns are slow
-            queries, keys = (F.pad(x, (0, -x.shape[-1] % 16)) for x in (logits.queries, logits.keys))
+        if logits.queries is not None:
+            # products of a few odd columns are slow, and those of half precision where rows lie apart
+            queries, keys = (F.pad(x, (0, -x.shape[-1] % 16)).contiguous() for x in (logits.queries, logits.keys))
             logits = logits._replace(queries=queries, keys=keys)
-        return TiledAttention.apply(mask, is_causal, is_guarded, values, *logits)
+        return TiledAttention.apply(mask, is_causal, is_guarded, values.contiguous(), *logits)
     terms = []
     if logits.queries is not None:
         terms.append(logits.queries @ logits.keys.transpose(-1, -2))

@@ -81,11 +81,14 @@ def add_gradients(grads: Logits, terms: Logits, tile: Tile, grad: torch.Tensor) 
         add_product(tile.of_columns(grads.keys), grad.transpose(-1, -2), tile.of_rows(terms.queries))
     if grads.key_bias is not None:
         add(tile.of_columns(grads.key_bias), grad.sum(1))
-    if grads.matrix_scale is not None:
-        grads.matrix_scale[tile.head] += (grad.sum(0) * tile.of_matrix(terms.matrix)).sum()
-    if grads.matrix is not None:
-        scale = 1.0 if terms.matrix_scale is None else terms.matrix_scale[tile.head]
-        tile.of_matrix(grads.matrix).add_(grad.sum(0) * scale)
+    if terms.matrix is not None:
+        shared = grad[0] if len(grad) == 1 else grad.sum(0)
+        if grads.matrix_scale is not None:
+            grads.matrix_scale[tile.head] += (shared * tile.of_matrix(terms.matrix)).sum()
+        if terms.matrix_scale is not None:
+            shared = shared * terms.matrix_scale[tile.head]
+        if grads.matrix is not None:
+            tile.of_matrix(grads.matrix).add_(shared)
     if terms.slow is None:
         return
     slow, fast = tile.of_rows(terms.slow), tile.of_rows(terms.fast)  # (batch, rows, a), (batch, rows, b)
@@ -153,10 +156,12 @@ class TiledAttention(torch.autograd.Function):
         needs_values, *needed = ctx.needs_input_grad[3:]
         # sums over many tiles want more than half precision
         sums = [
-            torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) if need else None
+            x.new_zeros(x.shape, dtype=x.dtype if x is terms.matrix else torch.promote_types(x.dtype, torch.float32))
+            if need
+            else None
             for x, need in zip((values, *terms), (needs_values, *needed), strict=True)
         ]
-        grads = Logits(*sums[1:])
+        grads, grad_outputs = Logits(*sums[1:]), grad_outputs.contiguous()
         with torch.autocast(*ctx.autocast):
             for tile in tiles(values, ctx.options[0]):
                 weights = TiledAttention.weights(mask, *ctx.options, terms, tile)
