@@ -171,5 +171,7 @@ def masked_attention(
     if mask is not None and is_causal:
         key_bias = torch.zeros_like(keys[..., 0]) if key_bias is None else key_bias
         key_bias = key_bias.masked_fill(~mask[:, None, :], HIDDEN)  # (B, H, L)
+        # no key outweighs the bias that hides it
+        keys = keys.masked_fill(~mask[:, None, :, None], 0.0)
         seen = None
     return fused_attention(queries, keys, values, key_bias, seen, is_causal, dropout)

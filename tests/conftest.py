@@ -3,8 +3,14 @@ import os
 # before anything imports the Hub's client
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+# a few examples, the same each time, or with `--hypothesis-profile=thorough` many new ones
+hypothesis.settings.register_profile("default", max_examples=25, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("default")
 
 
 @pytest.fixture(autouse=True)

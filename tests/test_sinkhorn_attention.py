@@ -7,8 +7,6 @@ import pytest
 import torch
 import transformers
 from comparison import TOLERANCE, assert_same, eager, gradients, sdpa
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sinkhorn_loop import loop_attention
 from variants import SINKHORN_VARIANTS, name_of, padding, random_ids, randomize, tiny_sinkhorn_config
 
@@ -65,29 +63,6 @@ def test_sdpa_equals_eager_at_every_length(variant, is_causal, dtype):
             compare_forms(attention, x, boolean_padding(3, length, side), TOLERANCE[dtype])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    case=st.sampled_from([case.values for case in CASES]),
-    block_size=st.integers(1, 11),
-    length=st.integers(1, 70),
-    side=st.sampled_from(["none", "right", "hole"]),
-    seed=st.integers(0, 99),
-)
-def test_sdpa_equals_eager_at_any_length_and_block(case, block_size, length, side, seed):
-    variant, is_causal = case
-    torch.manual_seed(seed)
-    config = tiny_sinkhorn_config(
-        **{"block_size": block_size, "max_position_embeddings": 70, "is_causal": is_causal} | variant
-    )
-    attention = randomize(SinkhornAttention(config, 0)).double().eval()
-    x = torch.randn(3, length, 18, dtype=torch.float64)
-    mask = boolean_padding(3, length, side)
-    if seed % 2 and mask is not None:
-        mask = mask & (torch.rand(3, length) > 0.5)  # holes of any shape
-        mask[:, 0] = True
-    compare_forms(attention, x, mask, 1e-10)
-
-
 @every_case
 def test_the_same_comes_out_where_no_gradient_is_wanted(variant, is_causal):
     model = randomize(SinkhornModel(tiny_sinkhorn_config(**variant, is_causal=is_causal)).double()).eval()
@@ -127,12 +102,13 @@ def test_a_row_alone_equals_itself_in_a_padded_batch(variant, is_causal, positio
 @every_case
 def test_the_content_of_padding_never_matters(variant, is_causal, side):
     mask = padding(3, 11, side)
-    model = randomize(SinkhornModel(tiny_sinkhorn_config(is_causal=is_causal, **variant))).eval()
+    # without a norm the attention reads what is padded as large as it is
+    model = randomize(SinkhornModel(tiny_sinkhorn_config(is_causal=is_causal, norm_first=False, **variant))).eval()
     for implementation in ("eager", "sdpa"):
         model.set_attn_implementation(implementation)
         embeds = torch.randn(3, 11, 18, requires_grad=True)
         outputs = model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
-        other = embeds.detach() + 100.0 * (1 - mask)[..., None]
+        other = embeds.detach() + 1e6 * torch.randn(3, 11, 18) * (1 - mask)[..., None]
         changed = model(inputs_embeds=other, attention_mask=mask).last_hidden_state
         valid = mask.bool()
         torch.testing.assert_close(changed[valid], outputs[valid], atol=1e-6, rtol=1e-6)

@@ -63,12 +63,14 @@ def tiny_sinkhorn_config(**fields) -> SinkhornConfig:
     return SinkhornConfig(**TINY | {"block_size": 4} | fields)
 
 
-def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Give every parameter and buffer a random value, biases and mixture weights too."""
+def randomize(model: torch.nn.Module, seed: int = 0, scale: float = 0.4) -> torch.nn.Module:
+    """Give every parameter and every buffer that is saved a random value, biases and mixture weights too."""
     generator = torch.Generator().manual_seed(seed)
+    saved = model.state_dict()
+    buffers = [buffer for name, buffer in model.named_buffers() if name in saved]
     with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * 0.4)
+        for tensor in (*model.parameters(), *buffers):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * scale)
     return model
 
 

@@ -1,0 +1,254 @@
+"""What holds for every configuration of both families, every length, padding and precision, on examples drawn."""
+
+import copy
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+import transformers
+from comparison import TOLERANCE, assert_same, eager, gradients, sdpa
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from sinkhorn_loop import loop_attention as sinkhorn_loop
+from strategies import VOCABULARY, configs, implementations, mask_of, optional, padded_rows, seeds
+from synthesizer_loop import loop_attention as synthesizer_loop
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from variants import randomize
+
+from synkhorn import SinkhornModel, SynthesizerModel
+from synkhorn.configuration.configuration_backbone import BackboneConfig
+from synkhorn.hub_export import export_code
+from synkhorn.modeling import synthesizer_attention
+from synkhorn.modeling.dot_product_attention import split_heads
+
+LOOPS = {"sinkhorn": sinkhorn_loop, "synthesizer": synthesizer_loop}
+MODELS = {"sinkhorn": SinkhornModel, "synthesizer": SynthesizerModel}
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    """So that the few rows of an example are several blocks."""
+    with patch.object(synthesizer_attention, "BLOCK_ROWS", 3):
+        yield
+
+
+def attention_of(config: BackboneConfig, seed: int, scale: float = 0.4) -> torch.nn.Module:
+    """The attention of a layer in evaluation, in float64."""
+    attention_class = MODELS[config.model_type].attention_class
+    return randomize(attention_class(config, 0).double(), seed, scale).eval()
+
+
+def model_of(config: BackboneConfig, seed: int, scale: float = 0.4) -> torch.nn.Module:
+    """A base model in evaluation, in float64."""
+    return randomize(MODELS[config.model_type](config).double(), seed, scale).eval()
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def with_zeros(compared: tuple, attention: torch.nn.Module) -> tuple:
+    """`gradients` with 0 for the parameters that a loop did not come upon."""
+    zeros = {name: torch.zeros_like(p) for name, p in attention.named_parameters()}
+    return (*compared[:2], zeros | {name: grad for name, grad in compared[2].items() if grad is not None})
+
+
+@given(st.data(), configs(longest=9), seeds)
+def test_eager_and_sdpa_are_the_loop(data, config, seed):
+    rows = data.draw(padded_rows(config.max_position_embeddings, most=2, left=False))
+    attention, mask = attention_of(config, seed), optional(mask_of(rows))
+    x = normal(len(rows), max(map(len, rows)), config.hidden_size, seed=seed)
+    expected = with_zeros(gradients(LOOPS[config.model_type], attention, x, mask), attention)
+    for form in (eager, sdpa):
+        assert_same(with_zeros(gradients(form, attention, x, mask), attention), expected, 1e-9)
+
+
+@given(st.data(), configs(longest=40), seeds, st.sampled_from([torch.float64, torch.float32]))
+def test_sdpa_is_eager_at_every_length(data, config, seed, dtype):
+    rows = data.draw(padded_rows(config.max_position_embeddings, left=False))
+    attention, mask = attention_of(config, seed).to(dtype), optional(mask_of(rows))
+    x = normal(len(rows), max(map(len, rows)), config.hidden_size, seed=seed, dtype=dtype)
+    forms = (gradients(form, attention, x, mask) for form in (sdpa, eager))
+    assert_same(*(with_zeros(form, attention) for form in forms), TOLERANCE[dtype])
+
+
+@given(st.data(), configs(), seeds)
+def test_attentions_times_values_are_the_outputs(data, config, seed):
+    rows = data.draw(padded_rows(config.max_position_embeddings, left=False))
+    attention, mask = attention_of(config, seed), mask_of(rows)
+    x = normal(*mask.shape, config.hidden_size, seed=seed)
+    attention.config._attn_implementation = "eager"
+    outputs, weights = attention(x, mask)
+    assert (weights >= 0).all() and not (weights * ~mask[:, None, None]).any()
+    assert not (config.is_causal and weights.triu(1).any())
+    heads = weights @ split_heads(attention.value(x), config.num_attention_heads)
+    torch.testing.assert_close(attention.output(heads.transpose(1, 2).flatten(2)), outputs)
+
+
+@given(
+    st.data(),
+    configs(),
+    seeds,
+    implementations,
+    st.sampled_from([torch.float32, *HALVES]),
+    st.sampled_from([0.02, 0.4, 3.0]),
+    st.booleans(),
+)
+def test_nothing_is_infinite_or_no_number(data, config, seed, implementation, dtype, scale, autocast):
+    """In training too, with noise, and for rows of nothing but padding."""
+    rows = data.draw(padded_rows(config.max_position_embeddings))
+    mask = mask_of(rows)
+    mask[-1] &= data.draw(st.booleans())
+    # weights as large as that have gradients that float16 cannot hold
+    assume(scale < 1 or dtype != torch.float16)
+    model = model_of(config, seed, scale).to(torch.float32 if autocast else dtype)
+    model.set_attn_implementation(implementation)
+    ids = torch.randint(0, VOCABULARY, mask.shape, generator=torch.Generator().manual_seed(seed))
+    for is_training in (False, True):
+        model.train(is_training)
+        with torch.autocast("cpu", dtype, enabled=autocast and dtype != torch.float32):
+            outputs = model(ids, attention_mask=mask).last_hidden_state
+        assert outputs.isfinite().all()
+        model.zero_grad()
+        outputs.float().sum().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@given(st.data(), configs(), seeds, implementations, st.sampled_from(HALVES))
+def test_half_precision_is_close(data, config, seed, implementation, dtype):
+    rows = data.draw(padded_rows(config.max_position_embeddings, left=False))
+    mask = mask_of(rows)
+    half = attention_of(config, seed).to(dtype)
+    exact = copy.deepcopy(half).double()
+    x = normal(*mask.shape, config.hidden_size, seed=seed).to(dtype)
+    for attention in (half, exact):
+        attention.config._attn_implementation = implementation
+    expected = exact(x.double(), mask)[0]
+    error = (half(x, mask)[0] - expected)[mask]
+    assert error.abs().max() < 0.05 * max(1, expected.abs().max())
+
+
+@given(st.data(), configs(), seeds, implementations, st.sampled_from([1.0, 100.0, 1e5]))
+def test_the_content_of_padding_never_matters(data, config, seed, implementation, size):
+    rows = data.draw(padded_rows(config.max_position_embeddings))
+    mask = mask_of(rows)
+    model = model_of(config, seed)
+    model.set_attn_implementation(implementation)
+    embeds = normal(*mask.shape, config.hidden_size, seed=seed).requires_grad_()
+    outputs = model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+    other = embeds.detach() + size * normal(*embeds.shape, seed=seed + 1) * ~mask[..., None]
+    changed = model(inputs_embeds=other, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(changed[mask], outputs[mask], atol=1e-12, rtol=1e-12)
+    (outputs[mask] * normal(*outputs[mask].shape, seed=seed)).sum().backward()
+    assert not embeds.grad[~mask].any()
+
+
+@given(st.data(), configs(), seeds, implementations)
+def test_a_row_alone_is_itself_in_any_batch(data, config, seed, implementation):
+    """Whatever is beside it, on which side it is padded and how far: its tokens are where its first valid one is."""
+    rows = data.draw(padded_rows(config.max_position_embeddings))
+    length = data.draw(st.integers(max(map(len, rows)), config.max_position_embeddings))
+    mask = mask_of(rows, length)
+    ids = torch.randint(0, VOCABULARY, mask.shape, generator=torch.Generator().manual_seed(seed))
+    types = ids % 2 if config.type_vocab_size else None
+    model = model_of(config, seed)
+    model.set_attn_implementation(implementation)
+    batch = model(ids, attention_mask=mask.long(), token_type_ids=types).last_hidden_state
+    for i, row in enumerate(rows):
+        own = slice(i, i + 1), slice(row.left, len(row))
+        alone = model(
+            ids[own], attention_mask=optional(mask[own]), token_type_ids=None if types is None else types[own]
+        )
+        valid = mask[own]
+        torch.testing.assert_close(batch[own][valid], alone.last_hidden_state[valid], atol=1e-9, rtol=1e-9)
+
+
+@given(st.data(), configs(), seeds)
+def test_the_order_of_calls_never_matters(data, config, seed):
+    """Nothing of a call stays: other inputs, gradients, training steps and forms in between change no later call."""
+    model = model_of(config, seed)
+    calls = []
+    for number in range(2):
+        rows = data.draw(padded_rows(config.max_position_embeddings))
+        mask = mask_of(rows)
+        ids = torch.randint(0, VOCABULARY, mask.shape, generator=torch.Generator().manual_seed(seed + number))
+        calls.append({"input_ids": ids, "attention_mask": optional(mask)})
+    with torch.no_grad():
+        expected = {
+            (number, form): copy.deepcopy(model).forward(**calls[number]).last_hidden_state
+            for form in ("eager", "sdpa")
+            for number in range(2)
+            if model.set_attn_implementation(form) is None
+        }
+    order = st.tuples(st.integers(0, 1), implementations, st.sampled_from(["plain", "gradients", "training"]))
+    for number, form, mode in data.draw(st.lists(order, min_size=1, max_size=6)):
+        model.set_attn_implementation(form)
+        with torch.set_grad_enabled(mode != "plain"):
+            outputs = model.train(mode == "training")(**calls[number]).last_hidden_state
+        if mode == "gradients":
+            outputs.sum().backward()
+        if mode != "training":
+            torch.testing.assert_close(outputs, expected[number, form], atol=1e-12, rtol=1e-12)
+        model.eval()
+
+
+@given(st.data(), configs(is_causal=True), seeds, implementations)
+def test_causality_is_exact(data, config, seed, implementation):
+    rows = data.draw(padded_rows(config.max_position_embeddings))
+    mask = mask_of(rows)
+    position = data.draw(st.integers(0, mask.shape[1] - 1))
+    model = model_of(config, seed)
+    model.set_attn_implementation(implementation)
+    embeds = normal(*mask.shape, config.hidden_size, seed=seed).requires_grad_()
+    outputs = model(inputs_embeds=embeds, attention_mask=optional(mask)).last_hidden_state[:, position]
+    outputs = outputs[mask[:, position]]
+    (outputs * normal(*outputs.shape, seed=seed)).sum().backward()
+    assert not embeds.grad[:, position + 1 :].any()
+
+
+@given(st.data(), configs(), seeds)
+def test_resizing_keeps_what_was_learned(data, config, seed):
+    shortest = getattr(config, "block_size", 1) * (getattr(config, "sortcut_blocks", None) or 1)
+    model = model_of(config, seed)
+    length = config.max_position_embeddings
+    shorter = data.draw(st.integers(min(shortest, length), length))
+    ids = torch.randint(0, VOCABULARY, (1, shorter), generator=torch.Generator().manual_seed(seed))
+    expected = model(ids).last_hidden_state
+    for size in (data.draw(st.integers(length, 3 * length)), shorter):
+        model.resize_max_position_embeddings(size)
+        torch.testing.assert_close(model(ids).last_hidden_state, expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def remote_models(tmp_path_factory):
+    """The base models as remote code has them, from the source files that a checkpoint brings along."""
+    layers = transformers.cache_utils
+    with patch.dict(layers.DYNAMIC_LAYER_TYPE_MAPPING), patch.dict(layers.STATIC_LAYER_TYPE_MAPPING):
+        folders = {family: tmp_path_factory.mktemp(family) for family in MODELS}
+        for family, folder in folders.items():
+            export_code(family, folder)
+        yield {
+            family: get_class_from_dynamic_module(f"modeling_{family}.{model.__name__}", str(folders[family]))
+            for family, model in MODELS.items()
+        }
+
+
+@given(configs(), seeds, st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+def test_saving_and_loading_change_nothing(remote_models, config, seed, dtype):
+    model = model_of(config, seed).to(dtype)
+    ids = torch.randint(0, VOCABULARY, (2, config.max_position_embeddings))
+    expected = model(ids).last_hidden_state
+    # the code is the same for all
+    with tempfile.TemporaryDirectory() as folder, patch.object(BackboneConfig, "export_code", None):
+        first, second = Path(folder, "first"), Path(folder, "second")
+        model.save_pretrained(first)
+        loaded = transformers.AutoModel.from_pretrained(first, dtype=dtype)
+        remote = remote_models[config.model_type].from_pretrained(first, dtype=dtype)
+        for same in (loaded, remote):
+            assert torch.equal(same(ids).last_hidden_state, expected)
+            same.save_pretrained(second)
+            for name in ("config.json", "model.safetensors"):
+                assert (second / name).read_bytes() == (first / name).read_bytes()
