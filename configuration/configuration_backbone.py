@@ -3,11 +3,16 @@
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Auto class -> what follows the family's name in the class that it loads
 AUTO_CLASSES = {
@@ -35,6 +40,12 @@ def check_at_least(field: str, value: float, minimum: float) -> None:
         raise ValueError(f"{field}={value!r} is too small: it must be at least {minimum}")
 
 
+def check_at_most(field: str, value: float, maximum: float) -> None:
+    """Raise a `ValueError` that names `field` and `value` unless `value <= maximum`."""
+    if not value <= maximum:
+        raise ValueError(f"{field}={value!r} is too large: it must be at most {maximum}")
+
+
 @strict
 class BackboneConfig(PreTrainedConfig):
     r"""
@@ -44,7 +55,7 @@ class BackboneConfig(PreTrainedConfig):
     Args:
         vocab_size: number of tokens.
         hidden_size: width d of the model; a multiple of `num_attention_heads`.
-        num_hidden_layers: number of layers.
+        num_hidden_layers: number of layers, at most 10,000.
         num_attention_heads: number of heads H.
         intermediate_size: width of the feed-forward layer.
         hidden_act: activation of the feed-forward layer and of the masked-LM head, a name of Transformers' `ACT2FN`.
@@ -118,9 +129,12 @@ class BackboneConfig(PreTrainedConfig):
             self.auto_map = {"AutoConfig": f"configuration_{self.model_type}.{family}Config"} | {
                 auto: f"modeling_{self.model_type}.{family}{suffix}" for auto, suffix in AUTO_CLASSES.items()
             }
-        super().__post_init__(**kwargs)
-        # @strict wraps what its validators raise into an error that is no ValueError, so ours are heard first
+        for name in kwargs:
+            for field in get_close_matches(name, [field.name for field in fields(self)], n=1, cutoff=0.8):
+                logger.warning(f"{name}={kwargs[name]!r} is no field of {family}Config: did you mean {field}?")
+        # before Transformers reads the fields, and before @strict wraps what its validators raise into no `ValueError`
         self.validate_architecture()
+        super().__post_init__(**kwargs)
 
     def convert_rope_params_to_dict(self, **kwargs):
         return super().convert_rope_params_to_dict(**kwargs) if self.position_embedding_type == "rope" else kwargs
@@ -143,11 +157,14 @@ class BackboneConfig(PreTrainedConfig):
         super().validate_architecture()
         for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             check_at_least(field, getattr(self, field), 1)
+        # what is too large a tensor has no memory; this would go on for ever
+        check_at_most("num_hidden_layers", self.num_hidden_layers, 10_000)
         check_at_least("max_position_embeddings", self.max_position_embeddings, 1)
         check_at_least("type_vocab_size", self.type_vocab_size, 0)
-        check_at_least("initializer_range", self.initializer_range, 0.0)
-        if not self.layer_norm_eps > 0:
-            raise ValueError(f"layer_norm_eps={self.layer_norm_eps!r} must be positive")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"initializer_range={self.initializer_range!r} must be finite, and not negative")
+        if not 0 < self.layer_norm_eps < math.inf:
+            raise ValueError(f"layer_norm_eps={self.layer_norm_eps!r} must be positive and finite")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}"

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_backbone import BackboneConfig, check_at_least, check_choice
+from .configuration_backbone import BackboneConfig, check_at_least, check_at_most, check_choice
 
 SORT_NETS = ("linear", "mlp", "bilinear", "none")
 BLOCK_POOLINGS = ("sum", "mean", "first")
@@ -27,7 +27,8 @@ class SinkhornConfig(BackboneConfig):
             stays within the own block.
         block_pooling: how a block becomes one vector: `sum` or `mean` of its valid tokens, or the `first` of them. A
             causal model pools everything up to the block's first token, or takes that token.
-        sinkhorn_iterations: column and row normalisations of the sort matrix, at least 1 where it is balanced.
+        sinkhorn_iterations: column and row normalisations of the sort matrix, up to 10,000, and at least 1 where it is
+            balanced.
         sinkhorn_temperature: temperature tau of the sort, positive; smaller is closer to a permutation.
         gumbel_noise: add Gumbel noise to the logits of the sort, in training only.
         combine: how the sorted and the own block are attended to: `concat`, one softmax over both; `sum`, a softmax
@@ -84,6 +85,7 @@ class SinkhornConfig(BackboneConfig):
         check_choice("combine", self.combine, COMBINES)
         check_choice("causal_balancing", self.causal_balancing, CAUSAL_BALANCINGS)
         check_at_least("sinkhorn_iterations", self.sinkhorn_iterations, 1 if self.is_balanced else 0)
+        check_at_most("sinkhorn_iterations", self.sinkhorn_iterations, 10_000)
         if not 0 < self.sinkhorn_temperature < math.inf:
             raise ValueError(f"sinkhorn_temperature={self.sinkhorn_temperature!r} must be positive and finite")
         if self.sortcut_blocks is not None:

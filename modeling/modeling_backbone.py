@@ -26,6 +26,20 @@ def sinusoidal_positions(position_ids: torch.Tensor, hidden_size: int) -> torch.
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :hidden_size]
 
 
+def check_range(name: str, ids: torch.Tensor | None, field: str, size: int) -> None:
+    """
+    Raise a `ValueError` that names an id which an embedding of `size` rows has not. An accelerator, which would have to
+    be waited for, and a traced graph are not asked: there the embedding itself fails.
+    """
+    if ids is None or ids.device.type != "cpu" or not ids.numel():
+        return
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    for extreme in ids.aminmax():
+        if not 0 <= extreme < size:
+            raise ValueError(f"{name} holds {extreme}, but {field}={size}: ids lie in 0 to {size - 1}")
+
+
 class BackboneEmbeddings(nn.Module):
     """Sum of word, position and token-type embeddings, as the configuration has them, then norm and dropout."""
 
@@ -334,13 +348,21 @@ class BackboneModel(BackbonePreTrainedModel):
         return past_length, past_length + length
 
     def _check_inputs(self, input_ids, inputs_embeds, position_ids, token_type_ids):
+        config = self.config
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if input_ids is not None and input_ids.dim() != 2:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, but must be (batch, length)")
+        if inputs_embeds is not None and (inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != config.hidden_size):
+            raise ValueError(
+                f"inputs_embeds has shape {tuple(inputs_embeds.shape)}, but must be (batch, length, "
+                f"hidden_size={config.hidden_size})"
+            )
         shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
-        if shape[1] < 1 or shape[1] > self.config.max_position_embeddings:
+        if shape[1] < 1 or shape[1] > config.max_position_embeddings:
             raise ValueError(
                 f"the input has {shape[1]} tokens, but this model takes 1 to "
-                f"max_position_embeddings={self.config.max_position_embeddings}: truncate it, or call "
+                f"max_position_embeddings={config.max_position_embeddings}: truncate it, or call "
                 "resize_max_position_embeddings"
             )
         if position_ids is not None and position_ids.shape not in (shape, (1, shape[1])):
@@ -348,17 +370,26 @@ class BackboneModel(BackbonePreTrainedModel):
                 f"position_ids has shape {tuple(position_ids.shape)}, but must be (batch, length) = {tuple(shape)} or "
                 f"(1, length)"
             )
-        if token_type_ids is not None and not self.config.type_vocab_size:
+        if token_type_ids is not None and not config.type_vocab_size:
             raise ValueError(
                 "token_type_ids was given, but type_vocab_size=0: set it in the configuration, or call the tokenizer "
                 "with return_token_type_ids=False"
             )
+        check_range("input_ids", input_ids, "vocab_size", config.vocab_size)
+        check_range("token_type_ids", token_type_ids, "type_vocab_size", config.type_vocab_size)
+        if config.position_embedding_type == "learned":
+            check_range("position_ids", position_ids, "max_position_embeddings", config.max_position_embeddings)
 
     @staticmethod
     def _check_mask(attention_mask, tokens, past_key_values, end):
         """The mask, of `end` columns where there is a cache: a static one admits a mask of its own length."""
         if attention_mask is None:
             return None
+        if attention_mask.is_floating_point() and not torch.compiler.is_compiling() and (attention_mask < 0).any():
+            raise ValueError(
+                "attention_mask holds negative numbers: it must be 1 at valid tokens and 0 at padding, and not what is "
+                "added to logits"
+            )
         given, shape = tuple(attention_mask.shape), (tokens.shape[0], end)
         if past_key_values is not None and given == (shape[0], past_key_values.get_max_length()):
             attention_mask = attention_mask[:, :end]

@@ -248,7 +248,7 @@ def literal_sinkhorn_attention(
     else:
         own_logits = queries @ keys.transpose(-1, -2)  # (B, H, n, b, b)
         sorted_logits = queries @ sorted_keys.transpose(-1, -2) + log_mass[..., None, :]
-        past = torch.ones_like(own_logits[0, 0, 0], dtype=torch.bool)
+        past = torch.ones(block_size, block_size, dtype=torch.bool, device=queries.device)
         past = past.tril() if is_causal else past
         slots = slot_weights(sorted_logits, own_logits, mass > 0, valid, past, combine)
         sorted_weights, own_weights = (F.dropout(x.to(values.dtype), dropout) for x in slots)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 
@@ -37,6 +39,22 @@ class CheckpointArguments:
     def hub_options(self) -> dict[str, str | bool]:
         """What `from_pretrained` takes beside the name."""
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+
+def load_whole(auto_class: Any, checkpoint: str, **options: Any) -> PreTrainedModel:
+    """
+    `auto_class.from_pretrained`, for a model that is used as it is.
+
+    Raises:
+        ValueError: if the checkpoint lacks some of its weights, which would be random.
+    """
+    model, report = auto_class.from_pretrained(checkpoint, output_loading_info=True, **options)
+    if report["missing_keys"]:
+        raise ValueError(
+            f"checkpoint={checkpoint!r} lacks weights of a {type(model).__name__}: "
+            f"{', '.join(sorted(report['missing_keys']))}"
+        )
+    return model
 
 
 def check_new_folder(argument: str, folder: str | Path) -> None:

@@ -31,6 +31,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, TrainingArg
 
 from .arguments import DataArguments, parse
 from .benchmark import forget_peak, resident_megabytes
+from .checkpoints import load_whole
 from .finetune import FinetuneTrainer
 from .metrics import confidence_intervals
 from .report import about_line, machine, write_report
@@ -185,8 +186,8 @@ def measure(arguments: EvaluateArguments, data: DataArguments, kind: type[Task],
     labels = [config.id2label[index] for index in range(config.num_labels)]
     task = kind(task_arguments, tokenizer, arguments.max_length or longest, labels)
     inputs = task.prepare(examples, arguments.split, data.num_workers)
-    model = kind.auto_class.from_pretrained(
-        arguments.model_name_or_path, attn_implementation=arguments.attn_implementation, **source
+    model = load_whole(
+        kind.auto_class, arguments.model_name_or_path, attn_implementation=arguments.attn_implementation, **source
     )
     forget_peak()
     if isinstance(task, Classification) and task.problem == ONE_CLASS:

@@ -27,7 +27,7 @@ from transformers.utils import CONFIG_NAME
 from synkhorn.configuration.configuration_backbone import AUTO_CLASSES
 
 from .arguments import parse
-from .checkpoints import CheckpointArguments, check_new_folder, whole_folder
+from .checkpoints import CheckpointArguments, check_new_folder, load_whole, whole_folder
 
 Tensors = dict[str, torch.Tensor]
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
@@ -96,14 +96,9 @@ def load_model(checkpoint: CheckpointArguments, auto_class: str | None) -> tuple
             f"checkpoint={checkpoint.checkpoint!r} is a {saved}, and an encoder is exported, not a model that "
             "generates step by step: name another checkpoint, or take its base model by --auto_class AutoModel"
         )
-    model, loading = getattr(transformers, auto_class).from_pretrained(
-        checkpoint.checkpoint, dtype=torch.float32, output_loading_info=True, **checkpoint.hub_options
+    model = load_whole(
+        getattr(transformers, auto_class), checkpoint.checkpoint, dtype=torch.float32, **checkpoint.hub_options
     )
-    if loading["missing_keys"]:
-        raise ValueError(
-            f"auto_class={auto_class!r} has weights that checkpoint={checkpoint.checkpoint!r}, a {saved}, lacks: "
-            f"{', '.join(sorted(loading['missing_keys']))}"
-        )
     return model.eval(), auto_class
 
 

@@ -30,7 +30,7 @@ from transformers import (
 from synkhorn.hub_export import write_whole
 
 from .arguments import parse
-from .checkpoints import CheckpointArguments
+from .checkpoints import CheckpointArguments, load_whole
 from .generation_options import GenerationArguments, given_options
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -125,8 +125,8 @@ def load(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     device = arguments.device or torch.accelerator.current_accelerator() or "cpu"
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint.checkpoint, dtype=arguments.dtype or "auto", **checkpoint.hub_options
+    model = load_whole(
+        AutoModelForCausalLM, checkpoint.checkpoint, dtype=arguments.dtype or "auto", **checkpoint.hub_options
     )
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
@@ -203,8 +203,11 @@ def main(arguments: list[str] | None = None) -> list[dict[str, str]]:
     if not {"max_new_tokens", "max_length"} & set(options):
         options |= default_length(model, encoded, longest)
     if prompting.assistant_model is not None:
-        options["assistant_model"] = AutoModelForCausalLM.from_pretrained(
-            prompting.assistant_model, dtype=model.dtype, trust_remote_code=checkpoint.trust_remote_code
+        options["assistant_model"] = load_whole(
+            AutoModelForCausalLM,
+            prompting.assistant_model,
+            dtype=model.dtype,
+            trust_remote_code=checkpoint.trust_remote_code,
         ).to(model.device)  # type: ignore[arg-type]
     set_seed(prompting.seed)
     precision = prompting.autocast and torch.autocast(model.device.type, getattr(torch, prompting.autocast))

@@ -20,6 +20,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from synkhorn.hub_export import write_whole
 
+from .checkpoints import load_whole
+
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.colors import PowerNorm  # noqa: E402
@@ -126,7 +128,7 @@ def load(arguments: Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        model = AutoModel.from_pretrained(arguments.checkpoint, trust_remote_code=True, attn_implementation="eager")
+        model = load_whole(AutoModel, arguments.checkpoint, trust_remote_code=True, attn_implementation="eager")
     except OSError as error:
         raise ValueError(
             f"checkpoint {arguments.checkpoint!r} is neither a folder with a model nor on the Hub"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from tiny_runs import finished, pretraining, same_weights, start, write_texts
+from tiny_runs import finished, losses, pretraining, same_weights, start, write_texts
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, EvalPrediction, pipeline
 
 import synkhorn
@@ -30,13 +30,6 @@ AUTO_CLASSES = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM}
 @pytest.fixture
 def texts(tmp_path) -> Path:
     return write_texts(tmp_path / "texts.txt")
-
-
-def losses(output_dir: Path) -> list[float]:
-    """The logged training losses of the last checkpoint."""
-    last = max(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
 
 
 @pytest.mark.parametrize("packing", [True, False])

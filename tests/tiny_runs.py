@@ -65,3 +65,10 @@ def same_weights(first: Path, second: Path) -> bool:
     """Whether two checkpoints hold the same weights, bit for bit."""
     left, right = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def losses(output_dir: Path) -> list[float]:
+    """The logged training losses of the last checkpoint."""
+    last = max(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
