@@ -1,220 +1,232 @@
 """
-Time and peak memory of a family's variants, forward and backward, against a baseline in the same model (dot-product
-attention if not said otherwise), and how much each grows where the length doubles.
+Time and peak memory against the length, side by side: both families' variants, the floor that no attention can be
+faster than, and their peers.
 
-Each variant is measured in a process of its own, so that no other's memory is counted. The results are Markdown tables
-and JSON. `decode` measures generation instead, and has its own arguments.
+Every model lives in a process of its own, and they take turns, one running at a time, so that a drift of the machine
+hits all alike; ratios are taken round by round. The floor is the same trunk with the identity between an attention's
+projections. The results are Markdown tables, JSON and plots. `decode` measures generation, and `throughput` fine-tuning
+on real reviews, with arguments of their own.
 
+    python -m synkhorn.scripts.benchmark
+    python -m synkhorn.scripts.benchmark --models floor bert sinkhorn dense+dot_product --lengths 1024 2048 4096
+    python -m synkhorn.scripts.benchmark --dtype float32 bfloat16 --output benchmarks/speed-bfloat16
+    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 python -m synkhorn.scripts.benchmark
     python -m synkhorn.scripts.benchmark decode --help
-    python -m synkhorn.scripts.benchmark --lengths 1024 2048 4096 8192
-    python -m synkhorn.scripts.benchmark --family sinkhorn --baseline local --lengths 2048 4096 8192 16384
+    python -m synkhorn.scripts.benchmark throughput --help
 """
 
-import json
-import statistics
-import subprocess
+import math
+import os
 import sys
-import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel
 
-from . import benchmark_decode
+from . import benchmark_decode, benchmark_throughput
+from .arguments import parse
+from .benchmark_models import BERT, FLOOR, GPT2, MODELS, Sizes, check_models
+from .benchmark_report import growth, growth_table, plots, tables, with_ratios
+from .benchmark_worker import PHASES, Failed, Settings, Steps, Worker
 from .report import about_line, machine, write_report
 
-DOT_PRODUCT = "dot_product"
-SYNTHESIZERS = [
-    DOT_PRODUCT,
-    "dense",
-    "random",
-    "fixed_random",
-    "factorized_random",
-    "factorized_dense",
-    "dense+dot_product",
-    "random+dot_product",
-]
-# what each Sinkhorn variant has beyond the shared sizes
-SINKHORN = {
-    "concat": {},
-    "sum": {"combine": "sum"},
-    "logits": {"combine": "logits"},
-    "sortcut": {"sortcut_blocks": 2},
-    "causal": {"is_causal": True},
-    "local": {"sort_net": "none"},
-}
-VARIANTS = {"synthesizer": SYNTHESIZERS, "sinkhorn": [DOT_PRODUCT, *SINKHORN]}
-MEASURED = ["forward ms", "forward+backward ms", "forward MB", "forward+backward MB"]
+SUBCOMMANDS = {"decode": benchmark_decode.main, "throughput": benchmark_throughput.main}
+# measured however long they take: the others' ratios are to them
+REFERENCES = (FLOOR, BERT, GPT2)
 
 
-def parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--family", choices=list(VARIANTS), default="synthesizer")
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        default=["all"],
-        help=f"members of each Synthesizer, joined by +, or Sinkhorn variants: {', '.join(SINKHORN)}",
+@dataclass
+class BenchmarkArguments:
+    models: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={"help": f"{', '.join(MODELS)}, other Synthesizer members joined by +, any with _causal; or all."},
     )
-    parser.add_argument("--baseline", default=DOT_PRODUCT, help="the variant that the others are compared with")
-    parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 2048, 4096, 8192], help="sequence lengths")
-    parser.add_argument("--num_hidden_layers", type=int, default=1)
-    parser.add_argument("--hidden_size", type=int, default=256)
-    parser.add_argument("--num_attention_heads", type=int, default=4)
-    parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of which the median time is taken")
-    parser.add_argument("--block_size", type=int, default=64, help="tokens of a block (sinkhorn)")
-    parser.add_argument("--output", default="benchmarks/{family}", help="path without ending of the tables and JSON")
-    parser.add_argument("--measure", nargs=2, metavar=("VARIANT", "LENGTH"), help="one measurement, printed as JSON")
-    return parser
+    lengths: list[int] = field(
+        default_factory=lambda: [512, 1024, 2048, 4096, 8192], metadata={"help": "Sequence lengths."}
+    )
+    dtype: list[str] = field(default_factory=lambda: ["float32"], metadata={"help": "float32, bfloat16, or both."})
+    device: str = field(default="cpu", metadata={"help": "Where to measure.", "choices": ["cpu", "cuda"]})
+    threads: int = field(default=1, metadata={"help": "Threads of PyTorch."})
+    batch_size: int = field(default=1, metadata={"help": "Sequences in a step."})
+    rounds: int = field(default=5, metadata={"help": "Turns of each model, of which the median is taken."})
+    cell_timeout: float = field(
+        default=60.0,
+        metadata={
+            "help": "Seconds for one model at one length, forward or with backward: it takes fewer turns, or is shown "
+            f"as too slow; {', '.join(REFERENCES)} take one step at least."
+        },
+    )
+    memory_limit: float = field(default=8.0, metadata={"help": "Gigabytes that a model may take (not on a GPU)."})
+    hidden_size: int = field(default=256, metadata={"help": "Width."})
+    num_hidden_layers: int = field(default=4, metadata={"help": "Layers."})
+    num_attention_heads: int = field(default=4, metadata={"help": "Heads."})
+    vocab_size: int = field(default=8192, metadata={"help": "Tokens of the vocabulary."})
+    output: str = field(
+        default="benchmarks/speed", metadata={"help": "Path without ending of the tables, JSON and plots."}
+    )
+
+    def __post_init__(self):
+        self.models = MODELS if self.models == ["all"] else list(dict.fromkeys(self.models))
+        check_models(self.models)
+        self.lengths = sorted(set(self.lengths))
+        for dtype in self.dtype:
+            if dtype not in ("float32", "bfloat16", "float16"):
+                raise ValueError(f"--dtype {dtype!r} is unknown: choose among float32, bfloat16, float16")
 
 
-def resident_megabytes(field: str) -> float:
-    """`VmRSS`, what the process holds now, or `VmHWM`, the most it held since `forget_peak`."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    raise KeyError(field)
+class Entrant:
+    """A model in a dtype: its process at the length of the moment, and its steps' seconds at the lengths so far."""
 
+    def __init__(self, model: str, dtype: str, arguments: BenchmarkArguments):
+        self.model, self.dtype, self.arguments = model, dtype, arguments
+        self.timeout = None if model in REFERENCES else arguments.cell_timeout
+        self.known: dict[str, dict[int, float]] = {phase: {} for phase in PHASES}
+        self.too_large = dict.fromkeys(PHASES, "")
+        self.rows: list[dict[str, Any]] = []
 
-def forget_peak() -> None:
-    """Set `VmHWM` back to what the process holds now (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def model_fields(family: str, variant: str, block_size: int) -> tuple[str, dict]:
-    """The model type of a variant, and its fields beyond the shared sizes; dot product is a Synthesizer."""
-    if family == "synthesizer" or variant == DOT_PRODUCT:
-        return "synthesizer", {"synthesizers": variant.split("+")}
-    if variant not in SINKHORN:
-        raise ValueError(f"variants={variant!r} is unknown: choose among {', '.join(SINKHORN)}")
-    return "sinkhorn", {"block_size": block_size} | SINKHORN[variant]
-
-
-def measure(variant: str, length: int, arguments: Namespace) -> dict[str, float]:
-    """Peak memory of the first forward and backward beyond the model and its input, then median times."""
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    model_type, fields = model_fields(arguments.family, variant, arguments.block_size)
-    model = AutoModel.from_config(
-        AutoConfig.for_model(
-            model_type,
-            **fields,
-            vocab_size=256,
-            hidden_size=arguments.hidden_size,
-            intermediate_size=4 * arguments.hidden_size,
-            num_hidden_layers=arguments.num_hidden_layers,
-            num_attention_heads=arguments.num_attention_heads,
-            max_position_embeddings=length,
-            hidden_dropout=0.0,
+    def begin(self, length: int) -> None:
+        """Start a process for a length, where the model may be measured at all."""
+        self.rows = [
+            {"model": self.model, "dtype": self.dtype, "length": length, "phase": phase, "seconds": []}
+            for phase in PHASES
+        ]
+        for row in self.rows:
+            reason = self.too_large[row["phase"]] or self.too_slow(row["phase"], length)
+            if reason:
+                row["missing"] = f"not run: {reason}"
+        if all("missing" in row for row in self.rows):
+            return
+        arguments = self.arguments
+        sizes = Sizes(
+            length,
+            arguments.hidden_size,
+            arguments.num_hidden_layers,
+            arguments.num_attention_heads,
+            arguments.vocab_size,
         )
-    )
-    ids = torch.randint(0, 256, (arguments.batch_size, length))
+        settings = Settings(arguments.batch_size, arguments.device, arguments.threads)
+        limit = arguments.memory_limit if arguments.device == "cpu" else None
+        self.worker = Worker(Steps, self.model, self.dtype, sizes, settings, memory_gigabytes=limit)
+        weights = self.ask(self.rows, "weights")
+        for row in self.rows:
+            row["weights"] = weights
 
-    def forward():
-        with torch.no_grad():
-            model.eval()(ids)
+    def too_slow(self, phase: str, length: int) -> str:
+        """Why a step would take more than the time of a cell, by the growth so far; empty where it would not."""
+        seconds = predicted(self.known[phase], length)
+        if self.timeout is None or seconds <= self.timeout:
+            return ""
+        return f"predicted {seconds:.0f} s a step, over {self.timeout:.0f} s"
 
-    def forward_backward():
-        model.train().zero_grad()
-        model(ids).last_hidden_state.sum().backward()
+    def ask(self, rows: list[dict], method: str, *args: Any) -> Any:
+        """What the process answers; where it fails, `rows` and whatever else it would have measured say so."""
+        try:
+            return self.worker.ask(method, *args, timeout=self.timeout)
+        except Failed as failed:
+            phases = [row["phase"] for row in rows]
+            for row in self.rows[PHASES.index(phases[0]) :]:
+                row["missing"] = str(failed)
+                if failed.is_size:
+                    self.too_large[row["phase"]] = f"{failed} at {row['length']:,}"
+            return None
 
-    result = {}
-    # once: what a forward pass has freed may stay with the process, and would be missing in the next peak
-    held = resident_megabytes("VmRSS")
-    for name, step in (("forward", forward), ("forward+backward", forward_backward)):
-        forget_peak()
-        step()
-        result[f"{name} MB"] = resident_megabytes("VmHWM") - held
-        times = []
-        for _ in range(arguments.repeats):
-            start = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - start)
-        result[f"{name} ms"] = statistics.median(times) * 1000
-    return result
+    def first(self, row: dict) -> None:
+        """The first step of a phase, which is timed, and whose peak of memory is taken."""
+        measured = self.ask([row], "first", row["phase"])
+        if measured is not None:
+            seconds, row["MB"] = measured
+            row["seconds"].append(seconds)
+            self.known[row["phase"]][row["length"]] = seconds
+
+    def turn(self, row: dict) -> None:
+        """One more turn, if the time of the cell allows it."""
+        if sum(row["seconds"]) + row["seconds"][-1] > self.arguments.cell_timeout:
+            return
+        seconds = self.ask([row], "turn")
+        if seconds is not None:
+            row["seconds"].append(seconds)
+            self.known[row["phase"]][row["length"]] = seconds
+
+    def end(self) -> list[dict]:
+        """Stop the process; what was measured at its length."""
+        if any("missing" not in row for row in self.rows):
+            self.worker.end()
+        for row in self.rows:
+            if "missing" in row:
+                del row["seconds"]
+        return self.rows
 
 
-def table(results: list[dict], arguments: Namespace, about: dict[str, str]) -> str:
-    """The measurements as Markdown, each time and memory with its ratio to the baseline's at that length."""
-    sizes = (
-        f"{arguments.num_hidden_layers} layer(s), width {arguments.hidden_size}, {arguments.num_attention_heads} heads"
-    )
-    lines = [
-        f"# {arguments.family.capitalize()} variants against `{arguments.baseline}`",
+def predicted(known: dict[int, float], length: int) -> float:
+    """Seconds of a step at a length by those at shorter ones: their growth, at least linear, at most quadratic."""
+    shorter = sorted(known)[-2:]
+    if not shorter:
+        return 0.0
+    exponent = 1.0
+    if len(shorter) == 2:
+        exponent = math.log(known[shorter[1]] / known[shorter[0]]) / math.log(shorter[1] / shorter[0])
+    return known[shorter[-1]] * (length / shorter[-1]) ** min(max(exponent, 1.0), 2.0)
+
+
+def measure(length: int, entrants: list[Entrant], arguments: BenchmarkArguments, progress: tqdm) -> list[dict]:
+    """All entrants at one length: in each phase a first step of each, then the rounds, in which they take turns."""
+    for entrant in entrants:
+        entrant.begin(length)
+    for number, phase in enumerate(PHASES):
+        for round_ in range(arguments.rounds + 1):
+            for entrant in entrants:
+                progress.set_postfix_str(f"{length:,} {phase} {entrant.model}")
+                row = entrant.rows[number]
+                if "missing" not in row:
+                    entrant.first(row) if round_ == 0 else entrant.turn(row)
+                progress.update()
+    return [row for entrant in entrants for row in entrant.end()]
+
+
+def header(arguments: BenchmarkArguments, about: dict[str, str], allocator: dict[str, str]) -> list[str]:
+    """What the tables show, and how it was measured."""
+    set_ = ", ".join(f"{name}={value}" for name, value in allocator.items()) or "none set"
+    return [
+        "# Time and memory against the length",
         "",
-        f"{sizes}, batch {arguments.batch_size}, float32, {arguments.threads} thread(s). Median of {arguments.repeats} "
-        "runs; memory is the peak beyond the model and its input. In brackets: times the figure of "
-        f"`{arguments.baseline}` at that length.",
+        f"{arguments.num_hidden_layers} layers, width {arguments.hidden_size}, {arguments.num_attention_heads} heads, "
+        f"feed-forward 4 times as wide, vocabulary {arguments.vocab_size:,}, batch {arguments.batch_size}, "
+        f"{arguments.device}, {arguments.threads} thread(s), random weights. The models take turns; medians of "
+        f"{arguments.rounds} rounds, or of as many as {arguments.cell_timeout:.0f} s allow. Ratios are medians of each "
+        "round's: `× floor` to the same trunk with the identity between an attention's projections, `× peer` to BERT, "
+        "for causal models to GPT-2, both with SDPA. MB is the peak beyond the model and its input. Variables of the "
+        f"allocator: {set_}.",
         "",
         about_line(about),
-        "",
-        "| length | variant | " + " | ".join(MEASURED) + " |",
-        "|---:|---|" + "---:|" * len(MEASURED),
     ]
-    baseline = {row["length"]: row for row in results if row["variant"] == arguments.baseline}
-    for row in results:
-        cells = [f"{row[c]:.0f} ({row[c] / baseline[row['length']][c]:.2f})" for c in MEASURED]
-        lines.append(f"| {row['length']} | `{row['variant']}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines + growth_table(results)) + "\n"
-
-
-def growth(results: list[dict]) -> list[dict]:
-    """For each variant and each length that was measured at its double too: how many times the figures grow."""
-    measured = {(row["variant"], row["length"]): row for row in results}
-    return [
-        {"variant": variant, "from": length, "to": 2 * length}
-        | {c: measured[variant, 2 * length][c] / max(row[c], 1e-9) for c in MEASURED}
-        for (variant, length), row in measured.items()
-        if (variant, 2 * length) in measured
-    ]
-
-
-def growth_table(results: list[dict]) -> list[str]:
-    """`growth` as lines of Markdown, one block of lines a variant; none where no length is another's double."""
-    rows = growth(results)
-    if not rows:
-        return []
-    lines = ["", "How many times the figures grow where the length doubles (linear: 2, quadratic: 4):", ""]
-    lines += ["| variant | length | " + " | ".join(MEASURED) + " |", "|---|---:|" + "---:|" * len(MEASURED)]
-    for variant in dict.fromkeys(row["variant"] for row in rows):
-        for row in rows:
-            if row["variant"] == variant:
-                cells = [f"{row[c]:.2f}" for c in MEASURED]
-                lines.append(f"| `{variant}` | {row['from']} to {row['to']} | " + " | ".join(cells) + " |")
-    return lines
 
 
 def main(args: list[str] | None = None) -> None:
-    """Measure in processes of their own, and write the table and its figures."""
+    """Measure, and write tables, figures and plots, after each length those of the lengths so far."""
     args = sys.argv[1:] if args is None else args
-    if args[:1] == ["decode"]:
-        benchmark_decode.main(args[1:])
+    if args[:1] and args[0] in SUBCOMMANDS:
+        SUBCOMMANDS[args[0]](args[1:])
         return
-    arguments = parser().parse_args(args)
-    if arguments.measure:
-        variant, length = arguments.measure
-        print(json.dumps(measure(variant, int(length), arguments)))
-        return
-    chosen = VARIANTS[arguments.family] if arguments.variants == ["all"] else arguments.variants
-    baseline = arguments.baseline
-    variants = [baseline] + [variant for variant in chosen if variant != baseline]
-    results = []
-    for length, variant in tqdm([(length, variant) for length in arguments.lengths for variant in variants]):
-        command = [sys.executable, "-m", "synkhorn.scripts.benchmark", *args, "--measure", variant, str(length)]
-        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        results.append({"variant": variant, "length": length} | json.loads(printed.splitlines()[-1]))
+    (arguments,) = parse([BenchmarkArguments], args, __doc__)
     about = machine()
-    report = table(results, arguments, about)
-    settings = {name: value for name, value in vars(arguments).items() if name not in ("measure", "output")}
-    write_report(
-        Path(arguments.output.format(family=arguments.family)),
-        report,
-        {"machine": about, "settings": settings, "results": results, "growth": growth(results)},
-    )
+    if arguments.device == "cuda":
+        about["gpu"] = torch.cuda.get_device_name()
+    allocator = {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")}
+    entrants = [Entrant(model, dtype, arguments) for model in arguments.models for dtype in arguments.dtype]
+    settings = {name: value for name, value in asdict(arguments).items() if name != "output"}
+    rows: list[dict] = []
+    steps = len(arguments.lengths) * len(PHASES) * len(entrants) * (arguments.rounds + 1)
+    with tqdm(total=steps) as progress:
+        for length in arguments.lengths:
+            rows += measure(length, entrants, arguments, progress)
+            complete = with_ratios(rows, arguments.batch_size)
+            report = "\n".join(header(arguments, about, allocator) + tables(complete) + growth_table(complete)) + "\n"
+            figures = {"machine": about, "settings": settings, "allocator": allocator}
+            figures |= {"results": complete, "growth": growth(complete)}
+            write_report(Path(arguments.output), report, figures)
+            plots(complete, Path(arguments.output))
     print(report)
 
 

@@ -30,9 +30,9 @@ from datasets import Dataset, Features, Value
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, TrainingArguments
 
 from .arguments import DataArguments, parse
-from .benchmark import forget_peak, resident_megabytes
 from .checkpoints import load_whole
 from .finetune import FinetuneTrainer
+from .memory import forget_peak, resident_megabytes
 from .metrics import confidence_intervals
 from .report import about_line, machine, write_report
 from .tasks import MEASURED, Task

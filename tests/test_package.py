@@ -1,6 +1,5 @@
 """The package as its user gets it: imported, installed from a wheel, and through its scripts."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import synkhorn
-from synkhorn.scripts import benchmark, quickstart
+from synkhorn.scripts import quickstart
 from synkhorn.scripts.reviews import LABELS, load_reviews
 
 ROOT = Path(__file__).parent.parent
@@ -101,15 +100,3 @@ def test_quickstart_end_to_end(family, tmp_path, capfd):
     with Image.open(tmp_path / "model" / "curves.png") as picture:
         assert picture.size[0] > 800
     assert not (tmp_path / "model" / "checkpoints").exists()
-
-
-def test_benchmark_writes_a_table(tmp_path, monkeypatch):
-    output = tmp_path / "figures"
-    sizes = ["--lengths", "64", "--hidden_size", "16", "--num_attention_heads", "2", "--repeats", "1"]
-    command = ["benchmark", "--variants", "dense", *sizes, "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", command)
-    benchmark.main()
-    results = json.loads(output.with_suffix(".json").read_text())["results"]
-    assert [row["variant"] for row in results] == ["dot_product", "dense"]
-    assert all(row["forward+backward ms"] > 0 for row in results)
-    assert "| 64 | `dense` |" in output.with_suffix(".md").read_text()

@@ -1,0 +1,205 @@
+"""
+Documents per second of a fine-tuning step on real reviews, both families beside their peers.
+
+The packaged IMDb reviews are cut into batches of documents of like length, padded to the longest one's next multiple of
+64. Every model reads the same batches: forward, loss, backward, and a step of AdamW. The models take turns, a batch
+each, and ratios are taken batch by batch.
+
+    python -m synkhorn.scripts.benchmark throughput
+    python -m synkhorn.scripts.benchmark throughput --models floor bert sinkhorn --max_length 2048 --batches 16
+"""
+
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import DataCollatorWithPadding, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+import synkhorn
+
+from .arguments import parse
+from .benchmark_models import FLOOR, MODELS, Sizes, check_models, classifier
+from .benchmark_report import cell, peer_of, ratio
+from .benchmark_worker import Failed, Settings, Worker
+from .report import about_line, machine, write_report
+from .reviews import load_reviews
+
+# what blocks, windows and chunks of all models divide
+PAD_TO = 64
+
+
+@dataclass
+class ThroughputArguments:
+    models: list[str] = field(
+        default_factory=lambda: ["all"], metadata={"help": "As for the benchmark; or all that have a classifier."}
+    )
+    max_length: int = field(default=1024, metadata={"help": "Tokens at which a review is cut."})
+    batch_size: int = field(default=16, metadata={"help": "Reviews in a batch."})
+    batches: int = field(default=8, metadata={"help": "Batches that are timed, after one that warms up."})
+    max_samples: int = field(default=4000, metadata={"help": "Reviews of which the batches are drawn."})
+    vocab_size: int = field(default=8192, metadata={"help": "Tokens of the tokenizer, which is trained on them."})
+    dtype: str = field(default="float32", metadata={"help": "Of the weights.", "choices": ["float32", "bfloat16"]})
+    device: str = field(default="cpu", metadata={"help": "Where to measure.", "choices": ["cpu", "cuda"]})
+    threads: int = field(default=1, metadata={"help": "Threads of PyTorch."})
+    timeout: float = field(default=120.0, metadata={"help": "Seconds after which a batch is given up."})
+    memory_limit: float = field(default=8.0, metadata={"help": "Gigabytes that a model may take (not on a GPU)."})
+    hidden_size: int = field(default=256, metadata={"help": "Width."})
+    num_hidden_layers: int = field(default=4, metadata={"help": "Layers."})
+    num_attention_heads: int = field(default=4, metadata={"help": "Heads."})
+    output: str = field(default="benchmarks/throughput", metadata={"help": "Path without ending of the files."})
+
+    def __post_init__(self):
+        self.models = MODELS if self.models == ["all"] else list(dict.fromkeys(self.models))
+        check_models(self.models)
+        if self.max_length % PAD_TO:
+            raise ValueError(f"--max_length {self.max_length} must be a multiple of {PAD_TO}")
+
+
+def draw_batches(arguments: ThroughputArguments) -> tuple[list[dict[str, torch.Tensor]], int]:
+    """Padded batches of reviews of like length, one more than are timed, and the padding token's id."""
+    set_seed(0)
+    reviews = load_reviews()["train"].shuffle(seed=0)
+    reviews = reviews.select(range(min(arguments.max_samples, len(reviews))))
+    tokenizer = synkhorn.train_tokenizer(reviews["text"], arguments.vocab_size, arguments.max_length)
+    ids = tokenizer(reviews["text"], truncation=True)["input_ids"]
+    order = list(LengthGroupedSampler(arguments.batch_size, lengths=[len(row) for row in ids]))
+    batches = [order[start : start + arguments.batch_size] for start in range(0, len(order), arguments.batch_size)]
+    pad = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO)
+    padded = [
+        dict(pad([{"input_ids": ids[index], "label": reviews[index]["label"]} for index in batch]))
+        # spread over the whole order, whose first batch is the longest
+        for batch in batches[:: max(1, len(batches) // (arguments.batches + 1))][: arguments.batches + 1]
+    ]
+    return padded, tokenizer.pad_token_id
+
+
+class FineTuning:
+    """A model with a classifier, its optimizer, and the batches that it is trained on."""
+
+    def __init__(self, name: str, dtype: str, sizes: Sizes, settings: Settings, pad: int, batches: list[dict]):
+        torch.set_num_threads(settings.threads)
+        torch.manual_seed(settings.seed)
+        self.device = torch.device(settings.device)
+        self.model = classifier(name, sizes, pad).to(self.device, getattr(torch, dtype)).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
+        # landmarks are those of one length
+        length = sizes.length if name == "nystromformer" else None
+        self.batches = [{key: self.fit(key, value, length, pad) for key, value in batch.items()} for batch in batches]
+
+    def fit(self, key: str, value: torch.Tensor, length: int | None, pad: int) -> torch.Tensor:
+        if length is not None and value.dim() == 2:
+            missing = length - value.shape[1]
+            value = torch.nn.functional.pad(value, (0, missing), value=pad if key == "input_ids" else 0)
+        return value.to(self.device)
+
+    def seconds(self, number: int) -> float:
+        """How long one step takes."""
+        began = time.perf_counter()
+        self.optimizer.zero_grad()
+        self.model(**self.batches[number]).loss.backward()
+        self.optimizer.step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+
+def measure(arguments: ThroughputArguments, batches: list[dict[str, torch.Tensor]], pad: int) -> list[dict[str, Any]]:
+    """Seconds of each model for each batch, the first of which warms up; or why a model could not be measured."""
+    sizes = Sizes(
+        arguments.max_length,
+        arguments.hidden_size,
+        arguments.num_hidden_layers,
+        arguments.num_attention_heads,
+        arguments.vocab_size,
+    )
+    settings = Settings(arguments.batch_size, arguments.device, arguments.threads)
+    limit = arguments.memory_limit if arguments.device == "cpu" else None
+    rows: list[dict[str, Any]] = [{"model": name, "seconds": []} for name in arguments.models]
+    workers = {
+        name: Worker(FineTuning, name, arguments.dtype, sizes, settings, pad, batches, memory_gigabytes=limit)
+        for name in arguments.models
+    }
+    progress = tqdm(total=len(rows) * len(batches))
+    for number in range(len(batches)):
+        for row in rows:
+            progress.set_postfix_str(row["model"])
+            if "missing" not in row:
+                try:
+                    row["seconds"].append(workers[row["model"]].ask("seconds", number, timeout=arguments.timeout))
+                except Failed as failed:
+                    row["missing"] = str(failed)
+            progress.update()
+    progress.close()
+    for worker in workers.values():
+        worker.end()
+    return rows
+
+
+def summary(rows: list[dict[str, Any]], batches: list[dict[str, torch.Tensor]]) -> list[dict[str, Any]]:
+    """The rows with documents and padded tokens per second, and how many times the floor's and the peer's that is."""
+    documents = sum(batch["input_ids"].shape[0] for batch in batches[1:])
+    tokens = sum(batch["input_ids"].numel() for batch in batches[1:])
+    measured = {row["model"]: row["seconds"] for row in rows if "missing" not in row}
+    complete = []
+    for row in rows:
+        row = dict(row)
+        if "missing" not in row:
+            times = row["seconds"][1:]
+            row |= {"documents/s": documents / sum(times), "tokens/s": tokens / sum(times)}
+            row["ms"] = 1000 * statistics.median(times)
+            for name, other in (("floor", FLOOR), ("peer", peer_of(row["model"]))):
+                if other in measured:
+                    row[f"speed times {name}"] = ratio(measured[other], row["seconds"])
+        complete.append(row)
+    return complete
+
+
+def table(rows: list[dict[str, Any]], arguments: ThroughputArguments, batches: list, about: dict[str, str]) -> str:
+    """The rows as Markdown, the fastest first."""
+    lengths = sorted(batch["input_ids"].shape[1] for batch in batches[1:])
+    lines = [
+        "# Fine-tuning on real reviews: documents per second",
+        "",
+        f"IMDb reviews of at most {arguments.max_length:,} tokens in {len(lengths)} batches of {arguments.batch_size} "
+        f"of like length, padded to {lengths[0]:,} to {lengths[-1]:,} tokens, in the median "
+        f"{statistics.median(lengths):,.0f} (`nystromformer`, which takes one length only, to "
+        f"{arguments.max_length:,}): forward, loss, backward and AdamW. {arguments.num_hidden_layers} layers, width "
+        f"{arguments.hidden_size}, {arguments.num_attention_heads} heads, {arguments.dtype}, {arguments.device}, "
+        f"{arguments.threads} thread(s), random weights. The models take turns, a batch each. Ratios are medians over "
+        "the batches of how many times the speed: `× floor` of the same trunk with the identity between an attention's "
+        "projections, `× peer` of BERT, for causal models of GPT-2, both with SDPA.",
+        "",
+        about_line(about),
+        "",
+        "| model | documents/s | × floor | × peer | padded tokens/s | ms a batch, median |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in sorted(rows, key=lambda row: -row.get("documents/s", 0)):
+        if "missing" in row:
+            lines.append(f"| `{row['model']}` | {row['missing']} | | | | |")
+            continue
+        ratios = [cell(row, f"speed times {other}", ".2f") for other in ("floor", "peer")]
+        cells = [f"{row['documents/s']:.1f}", *ratios, f"{row['tokens/s']:.0f}", f"{row['ms']:.0f}"]
+        lines.append(f"| `{row['model']}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(args: list[str] | None = None) -> None:
+    """Measure, and write the table and its figures."""
+    args = sys.argv[1:] if args is None else args
+    (arguments,) = parse([ThroughputArguments], args, __doc__, task="throughput")
+    batches, pad = draw_batches(arguments)
+    about = machine()
+    if arguments.device == "cuda":
+        about["gpu"] = torch.cuda.get_device_name()
+    rows = summary(measure(arguments, batches, pad), batches)
+    report = table(rows, arguments, batches, about)
+    settings = {name: value for name, value in asdict(arguments).items() if name != "output"}
+    write_report(Path(arguments.output), report, {"machine": about, "settings": settings, "results": rows})
+    print(report)

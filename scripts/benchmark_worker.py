@@ -1,0 +1,198 @@
+"""A process for each model, all of which live side by side and run one at a time, when they are asked."""
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from .benchmark_models import Sizes, base_model, weights
+from .memory import available_bytes, forget_peak, give_back, limit_memory, resident_megabytes
+
+FORWARD, BOTH = "forward", "forward+backward"
+PHASES = [FORWARD, BOTH]
+# a turn is so long, so that short steps do not find the processor's caches cold
+TURN_SECONDS = 0.3
+# processes are copies of one that has imported this, which saves seconds and memory for each
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
+
+
+class Failed(Exception):
+    """Why a model could not be measured; `is_size` where it takes too long or too much memory."""
+
+    def __init__(self, reason: str, is_size: bool = False):
+        super().__init__(reason)
+        self.is_size = is_size
+
+
+class Worker:
+    """
+    An object in a process of its own.
+
+    Args:
+        job: a class, or a function that returns an object, made with `args` in the new process.
+        memory_gigabytes: what the process may take, less where the machine has less; `None` for no limit.
+    """
+
+    def __init__(self, job: Callable, *args: Any, memory_gigabytes: float | None):
+        self.connection, theirs = CONTEXT.Pipe()
+        limit = None
+        if memory_gigabytes is not None:
+            limit = min(memory_gigabytes * 2**30, available_bytes() - 2**30)
+        self.process = CONTEXT.Process(target=serve, args=(theirs, limit, job, args), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, method: str, *args: Any, timeout: float | None = None) -> Any:
+        """
+        What a method of the object returns, which is made when it is first asked.
+
+        Raises:
+            Failed: if it raises, runs out of memory or does not answer within `timeout` seconds; the process is ended.
+        """
+        try:
+            self.connection.send((method, args))
+            if not self.connection.poll(timeout):
+                raise Failed(f"no result within {timeout:.0f} s", is_size=True)
+            answer, failure = self.connection.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            killed = self.process.exitcode == -signal.SIGKILL
+            failure = (f"the process ended with exit code {self.process.exitcode}", killed)
+        except Failed:
+            self.end()
+            raise
+        if failure is not None:
+            self.end()
+            raise Failed(*failure)
+        return answer
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def serve(connection: Any, limit: float | None, job: Callable, args: tuple) -> None:
+    """Make the object, and answer with what its methods return, or with why they failed."""
+    logging.set_verbosity_error()
+    if limit is not None:
+        limit_memory(int(limit))
+    made = None
+    while True:
+        try:
+            method, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            if made is None:
+                made = job(*args)
+            connection.send((getattr(made, method)(*arguments), None))
+        except Exception as error:
+            connection.send((None, reason(error, limit)))
+            return
+        # others need the room more than this process needs its speed
+        if limit is not None and available_bytes() < limit:
+            give_back()
+
+
+def reason(error: Exception, limit: float | None) -> tuple[str, bool]:
+    """What a table says of an error, and whether it is one of size."""
+    text = str(error)
+    lacks_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
+    if lacks_memory:
+        return "out of memory" if limit is None else f"out of memory ({limit / 2**30:.1f} GB)", True
+    return f"{type(error).__name__}: {text.strip().splitlines()[0][:120] if text.strip() else ''}", False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every cell of a run has in common."""
+
+    batch_size: int = 1
+    device: str = "cpu"
+    threads: int = 1
+    seed: int = 0
+
+
+class Steps:
+    """Forward, and forward with backward, of a model without a head, on random tokens."""
+
+    def __init__(self, name: str, dtype: str, sizes: Sizes, settings: Settings):
+        torch.set_num_threads(settings.threads)
+        torch.manual_seed(settings.seed)
+        self.device = torch.device(settings.device)
+        # libraries are read and kernels chosen by a model of few positions: none of that is the model's memory
+        short = Sizes(**vars(sizes) | {"length": min(sizes.length, 128)})
+        self.build(name, dtype, short, settings.batch_size)
+        for phase in PHASES:
+            self.prepare(phase)
+            self.step()
+        self.build(name, dtype, sizes, settings.batch_size)
+        give_back()
+        self.held = self.megabytes()
+
+    def build(self, name: str, dtype: str, sizes: Sizes, batch_size: int) -> None:
+        model, self.states = base_model(name, sizes)
+        self.model = model.to(self.device, getattr(torch, dtype))
+        # 0 is the padding token of some
+        self.ids = torch.randint(1, sizes.vocab_size, (batch_size, sizes.length), device=self.device)
+
+    def weights(self) -> int:
+        return weights(self.model)
+
+    def prepare(self, phase: str) -> None:
+        self.trains = phase == BOTH
+        self.model.train(self.trains)
+
+    def step(self) -> None:
+        with torch.set_grad_enabled(self.trains):
+            states = self.states(self.ids)
+            if self.trains:
+                states.sum().backward()
+
+    def seconds(self) -> float:
+        """How long a step takes."""
+        # gradients of the last step are freed before the clock starts, as an optimizer does
+        self.model.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            self.step()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1000
+        began = time.perf_counter()
+        self.step()
+        return time.perf_counter() - began
+
+    def megabytes(self, field: str = "VmRSS") -> float:
+        """What is held, or with `VmHWM` what was held at most."""
+        if self.device.type == "cuda":
+            read = torch.cuda.memory_allocated if field == "VmRSS" else torch.cuda.max_memory_allocated
+            return read() / 2**20
+        return resident_megabytes(field)
+
+    def first(self, phase: str) -> tuple[float, float]:
+        """The first step of a phase: its seconds, and the peak of memory beyond the model and its input."""
+        self.prepare(phase)
+        self.model.zero_grad(set_to_none=True)
+        give_back()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            forget_peak()
+        seconds = self.seconds()
+        return seconds, self.megabytes("VmHWM") - self.held
+
+    def turn(self) -> float:
+        """The median seconds of the steps of a turn."""
+        taken = [self.seconds()]
+        while sum(taken) < TURN_SECONDS:
+            taken.append(self.seconds())
+        return sorted(taken)[len(taken) // 2]
