@@ -54,6 +54,7 @@ class Sizes:
             "num_attention_heads": self.num_attention_heads,
             "intermediate_size": 4 * self.hidden_size,
             "max_position_embeddings": self.length,
+            "pad_token_id": 0,
         }
 
 
@@ -106,7 +107,7 @@ def peers(sizes: Sizes) -> dict[str, dict[str, Any]]:
     """
     width, heads, layers = sizes.hidden_size, sizes.num_attention_heads, sizes.num_hidden_layers
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    gated = {"intermediate_size": 8 * round(width / 3), "pad_token_id": 0}
+    gated = {"intermediate_size": 8 * round(width / 3)}
     bert = {"model_type": "bert", **no_dropout}
     reformer_dropout = {"hidden_dropout_prob": 0.0, "local_attention_probs_dropout_prob": 0.0}
     return {
@@ -119,7 +120,6 @@ def peers(sizes: Sizes) -> dict[str, dict[str, Any]]:
             **no_dropout,
             "attention_window": 128,
             "max_position_embeddings": sizes.length + 1,
-            "pad_token_id": 0,
         },
         # attends fully up to 704 tokens, as Transformers has it
         "bigbird": {
@@ -162,7 +162,6 @@ def peers(sizes: Sizes) -> dict[str, dict[str, Any]]:
             "use_cache": False,
             "bos_token_id": 0,
             "eos_token_id": 0,
-            "pad_token_id": 0,
             "attn_implementation": "sdpa",
         },
         "llama": {"model_type": "llama", **gated, "use_cache": False, "attn_implementation": "sdpa"},
@@ -241,16 +240,16 @@ def base_model(name: str, sizes: Sizes) -> tuple[nn.Module, Callable[[torch.Tens
     return model, lambda ids: model(ids).last_hidden_state
 
 
-def classifier(name: str, sizes: Sizes, pad_token_id: int) -> nn.Module:
+def classifier(name: str, sizes: Sizes) -> nn.Module:
     """
-    A model with a classifier of two classes.
+    A model with a classifier of two classes, to which token 0 is padding.
 
     Raises:
         ValueError: if there is none.
     """
     if name.startswith("lucidrains") or name == "mamba2":
         raise ValueError(f"{name} has no classifier")
-    config, implementation = configuration(name, sizes, pad_token_id=pad_token_id, num_labels=2)
+    config, implementation = configuration(name, sizes, num_labels=2)
     if name == FLOOR:
         return FloorForSequenceClassification(config)
     return AutoModelForSequenceClassification.from_config(config, **implementation)

@@ -61,42 +61,39 @@ class ThroughputArguments:
             raise ValueError(f"--max_length {self.max_length} must be a multiple of {PAD_TO}")
 
 
-def draw_batches(arguments: ThroughputArguments) -> tuple[list[dict[str, torch.Tensor]], int]:
-    """Padded batches of reviews of like length, one more than are timed, and the padding token's id."""
+def draw_batches(arguments: ThroughputArguments) -> list[dict[str, torch.Tensor]]:
+    """Padded batches of reviews of like length, one more than are timed."""
     set_seed(0)
     reviews = load_reviews()["train"].shuffle(seed=0)
     reviews = reviews.select(range(min(arguments.max_samples, len(reviews))))
-    tokenizer = synkhorn.train_tokenizer(reviews["text"], arguments.vocab_size, arguments.max_length)
-    ids = tokenizer(reviews["text"], truncation=True)["input_ids"]
+    texts, labels = list(reviews["text"]), list(reviews["label"])
+    tokenizer = synkhorn.train_tokenizer(texts, arguments.vocab_size, arguments.max_length)
+    ids = tokenizer(texts, truncation=True)["input_ids"]
     order = list(LengthGroupedSampler(arguments.batch_size, lengths=[len(row) for row in ids]))
     batches = [order[start : start + arguments.batch_size] for start in range(0, len(order), arguments.batch_size)]
     pad = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO)
-    padded = [
-        dict(pad([{"input_ids": ids[index], "label": reviews[index]["label"]} for index in batch]))
+    return [
+        dict(pad([{"input_ids": ids[index], "label": labels[index]} for index in batch]))
         # spread over the whole order, whose first batch is the longest
         for batch in batches[:: max(1, len(batches) // (arguments.batches + 1))][: arguments.batches + 1]
     ]
-    return padded, tokenizer.pad_token_id
 
 
 class FineTuning:
     """A model with a classifier, its optimizer, and the batches that it is trained on."""
 
-    def __init__(self, name: str, dtype: str, sizes: Sizes, settings: Settings, pad: int, batches: list[dict]):
+    def __init__(self, name: str, dtype: str, sizes: Sizes, settings: Settings, batches: list[dict]):
         torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         self.device = torch.device(settings.device)
-        self.model = classifier(name, sizes, pad).to(self.device, getattr(torch, dtype)).train()
+        self.model = classifier(name, sizes).to(self.device, getattr(torch, dtype)).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
-        # landmarks are those of one length
-        length = sizes.length if name == "nystromformer" else None
-        self.batches = [{key: self.fit(key, value, length, pad) for key, value in batch.items()} for batch in batches]
-
-    def fit(self, key: str, value: torch.Tensor, length: int | None, pad: int) -> torch.Tensor:
-        if length is not None and value.dim() == 2:
-            missing = length - value.shape[1]
-            value = torch.nn.functional.pad(value, (0, missing), value=pad if key == "input_ids" else 0)
-        return value.to(self.device)
+        self.batches = [{key: value.to(self.device) for key, value in batch.items()} for batch in batches]
+        if name == "nystromformer":
+            # its landmarks are those of one length, and its masks do not fit them
+            for batch in self.batches:
+                missing = sizes.length - batch.pop("attention_mask").shape[1]
+                batch["input_ids"] = torch.nn.functional.pad(batch["input_ids"], (0, missing))
 
     def seconds(self, number: int) -> float:
         """How long one step takes."""
@@ -109,7 +106,7 @@ class FineTuning:
         return time.perf_counter() - began
 
 
-def measure(arguments: ThroughputArguments, batches: list[dict[str, torch.Tensor]], pad: int) -> list[dict[str, Any]]:
+def measure(arguments: ThroughputArguments, batches: list[dict[str, torch.Tensor]]) -> list[dict[str, Any]]:
     """Seconds of each model for each batch, the first of which warms up; or why a model could not be measured."""
     sizes = Sizes(
         arguments.max_length,
@@ -122,7 +119,7 @@ def measure(arguments: ThroughputArguments, batches: list[dict[str, torch.Tensor
     limit = arguments.memory_limit if arguments.device == "cpu" else None
     rows: list[dict[str, Any]] = [{"model": name, "seconds": []} for name in arguments.models]
     workers = {
-        name: Worker(FineTuning, name, arguments.dtype, sizes, settings, pad, batches, memory_gigabytes=limit)
+        name: Worker(FineTuning, name, arguments.dtype, sizes, settings, batches, memory_gigabytes=limit)
         for name in arguments.models
     }
     progress = tqdm(total=len(rows) * len(batches))
@@ -169,9 +166,10 @@ def table(rows: list[dict[str, Any]], arguments: ThroughputArguments, batches: l
         f"IMDb reviews of at most {arguments.max_length:,} tokens in {len(lengths)} batches of {arguments.batch_size} "
         f"of like length, padded to {lengths[0]:,} to {lengths[-1]:,} tokens, in the median "
         f"{statistics.median(lengths):,.0f} (`nystromformer`, which takes one length only, to "
-        f"{arguments.max_length:,}): forward, loss, backward and AdamW. {arguments.num_hidden_layers} layers, width "
-        f"{arguments.hidden_size}, {arguments.num_attention_heads} heads, {arguments.dtype}, {arguments.device}, "
-        f"{arguments.threads} thread(s), random weights. The models take turns, a batch each. Ratios are medians over "
+        f"{arguments.max_length:,}, and unmasked, since its landmarks take no mask): forward, loss, backward and AdamW. "
+        f"{arguments.num_hidden_layers} layers, width {arguments.hidden_size}, {arguments.num_attention_heads} heads, "
+        f"{arguments.dtype}, {arguments.device}, {arguments.threads} thread(s), random weights. The models take turns, "
+        "a batch each, after one that warms up. `documents/s` is over all batches; the ratios are medians over "
         "the batches of how many times the speed: `× floor` of the same trunk with the identity between an attention's "
         "projections, `× peer` of BERT, for causal models of GPT-2, both with SDPA.",
         "",
@@ -194,11 +192,11 @@ def main(args: list[str] | None = None) -> None:
     """Measure, and write the table and its figures."""
     args = sys.argv[1:] if args is None else args
     (arguments,) = parse([ThroughputArguments], args, __doc__, task="throughput")
-    batches, pad = draw_batches(arguments)
+    batches = draw_batches(arguments)
     about = machine()
     if arguments.device == "cuda":
         about["gpu"] = torch.cuda.get_device_name()
-    rows = summary(measure(arguments, batches, pad), batches)
+    rows = summary(measure(arguments, batches), batches)
     report = table(rows, arguments, batches, about)
     settings = {name: value for name, value in asdict(arguments).items() if name != "output"}
     write_report(Path(arguments.output), report, {"machine": about, "settings": settings, "results": rows})

@@ -17,9 +17,9 @@ FORWARD, BOTH = "forward", "forward+backward"
 PHASES = [FORWARD, BOTH]
 # a turn is so long, so that short steps do not find the processor's caches cold
 TURN_SECONDS = 0.3
-# processes are copies of one that has imported this, which saves seconds and memory for each
+# processes are copies of one that has imported all that they need, which saves seconds and memory for each
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
+CONTEXT.set_forkserver_preload([f"{__package__}.benchmark"])
 
 
 class Failed(Exception):
