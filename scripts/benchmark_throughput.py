@@ -166,7 +166,7 @@ def table(rows: list[dict[str, Any]], arguments: ThroughputArguments, batches: l
         f"IMDb reviews of at most {arguments.max_length:,} tokens in {len(lengths)} batches of {arguments.batch_size} "
         f"of like length, padded to {lengths[0]:,} to {lengths[-1]:,} tokens, in the median "
         f"{statistics.median(lengths):,.0f} (`nystromformer`, which takes one length only, to "
-        f"{arguments.max_length:,}, and unmasked, since its landmarks take no mask): forward, loss, backward and AdamW. "
+        f"{arguments.max_length:,}, and unmasked, since its landmarks take no mask): forward, loss, backward, AdamW. "
         f"{arguments.num_hidden_layers} layers, width {arguments.hidden_size}, {arguments.num_attention_heads} heads, "
         f"{arguments.dtype}, {arguments.device}, {arguments.threads} thread(s), random weights. The models take turns, "
         "a batch each, after one that warms up. `documents/s` is over all batches; the ratios are medians over "
