@@ -51,6 +51,7 @@ class BenchmarkArguments:
     threads: int = field(default=1, metadata={"help": "Threads of PyTorch."})
     batch_size: int = field(default=1, metadata={"help": "Sequences in a step."})
     rounds: int = field(default=5, metadata={"help": "Turns of each model, of which the median is taken."})
+    phases: list[str] = field(default_factory=lambda: list(PHASES), metadata={"help": f"{', '.join(PHASES)}, or both."})
     cell_timeout: float = field(
         default=60.0,
         metadata={
@@ -71,6 +72,9 @@ class BenchmarkArguments:
         self.models = MODELS if self.models == ["all"] else list(dict.fromkeys(self.models))
         check_models(self.models)
         self.lengths = sorted(set(self.lengths))
+        for phase in self.phases:
+            if phase not in PHASES:
+                raise ValueError(f"--phases {phase!r} is unknown: choose among {', '.join(PHASES)}")
         for dtype in self.dtype:
             if dtype not in ("float32", "bfloat16", "float16"):
                 raise ValueError(f"--dtype {dtype!r} is unknown: choose among float32, bfloat16, float16")
@@ -82,15 +86,15 @@ class Entrant:
     def __init__(self, model: str, dtype: str, arguments: BenchmarkArguments):
         self.model, self.dtype, self.arguments = model, dtype, arguments
         self.timeout = None if model in REFERENCES else arguments.cell_timeout
-        self.known: dict[str, dict[int, float]] = {phase: {} for phase in PHASES}
-        self.too_large = dict.fromkeys(PHASES, "")
+        self.known: dict[str, dict[int, float]] = {phase: {} for phase in arguments.phases}
+        self.too_large = dict.fromkeys(arguments.phases, "")
         self.rows: list[dict[str, Any]] = []
 
     def begin(self, length: int) -> None:
         """Start a process for a length, where the model may be measured at all."""
         self.rows = [
             {"model": self.model, "dtype": self.dtype, "length": length, "phase": phase, "seconds": []}
-            for phase in PHASES
+            for phase in self.arguments.phases
         ]
         for row in self.rows:
             reason = self.too_large[row["phase"]] or self.too_slow(row["phase"], length)
@@ -126,7 +130,7 @@ class Entrant:
             return self.worker.ask(method, *args, timeout=self.timeout)
         except Failed as failed:
             phases = [row["phase"] for row in rows]
-            for row in self.rows[PHASES.index(phases[0]) :]:
+            for row in self.rows[self.arguments.phases.index(phases[0]) :]:
                 row["missing"] = str(failed)
                 if failed.is_size:
                     self.too_large[row["phase"]] = f"{failed} at {row['length']:,}"
@@ -174,7 +178,7 @@ def measure(length: int, entrants: list[Entrant], arguments: BenchmarkArguments,
     """All entrants at one length: in each phase a first step of each, then the rounds, in which they take turns."""
     for entrant in entrants:
         entrant.begin(length)
-    for number, phase in enumerate(PHASES):
+    for number, phase in enumerate(arguments.phases):
         for round_ in range(arguments.rounds + 1):
             for entrant in entrants:
                 progress.set_postfix_str(f"{length:,} {phase} {entrant.model}")
@@ -217,7 +221,7 @@ def main(args: list[str] | None = None) -> None:
     entrants = [Entrant(model, dtype, arguments) for model in arguments.models for dtype in arguments.dtype]
     settings = {name: value for name, value in asdict(arguments).items() if name != "output"}
     rows: list[dict] = []
-    steps = len(arguments.lengths) * len(PHASES) * len(entrants) * (arguments.rounds + 1)
+    steps = len(arguments.lengths) * len(arguments.phases) * len(entrants) * (arguments.rounds + 1)
     with tqdm(total=steps) as progress:
         for length in arguments.lengths:
             rows += measure(length, entrants, arguments, progress)
