@@ -3,9 +3,13 @@ import os
 # before anything imports the Hub's client
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from unittest.mock import patch  # noqa: E402
+
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+from synkhorn.modeling import block_attention, tiled_attention  # noqa: E402
 
 # a few examples, the same each time, or with `--hypothesis-profile=thorough` many new ones
 hypothesis.settings.register_profile("default", max_examples=25, deadline=None, derandomize=True)
@@ -24,3 +28,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def small_tiles():
+    """So that the few tokens of an example are several tiles, and several parts, of the fast forms."""
+    with (
+        patch.object(tiled_attention, "ROWS", 3),
+        patch.object(tiled_attention, "TILE_ON_CPU", 16),
+        patch.object(block_attention, "AT_ONCE", 32),
+    ):
+        yield

@@ -38,16 +38,16 @@ MUTATIONS = [
     ),
     Mutation(
         "other ports: both factors of `factorized_dense` are tiled",
-        "synthesizer_attention.py",
+        "synthesizer_logits.py",
         "return (slow[..., :, None] * fast[..., None, :]).flatten(-2)[..., :length]",
         "return (slow.tile(fast.shape[-1]) * fast.tile(slow.shape[-1]))[..., :length]",
         "test_public_faults.py::test_factorized_dense_covers_every_pair_of_factors",
     ),
     Mutation(
         "other ports: `random` without a softmax",
-        "synthesizer_attention.py",
-        "weights = (matrix - largest).clamp(min=floor).masked_fill(~seen, -math.inf).softmax(-1)",
-        "weights = (matrix - largest).clamp(min=floor).masked_fill(~seen, 0.0)",
+        "dot_product_attention.py",
+        "return guarded.softmax(-1)",
+        "return guarded.masked_fill(guarded == -math.inf, 0.0)",
         "test_synthesizer_attention.py::test_eager_and_sdpa_equal_the_loop",
     ),
     Mutation(
@@ -67,13 +67,13 @@ MUTATIONS = [
     Mutation(
         "Long Range Arena: padding ignored without a dot product",
         "modeling_synthesizer.py",
-        "return shared_attention(self.shared_weights(hidden_states, values.dtype), values, mask)",
-        "return shared_attention(self.shared_weights(hidden_states, values.dtype), values, None)",
+        "return attention(terms, values, mask, is_causal)",
+        "return attention(terms, values, None, is_causal)",
         "test_public_faults.py::test_padding_gets_no_weight_without_a_dot_product",
     ),
     Mutation(
         "Long Range Arena: a sorted block is the plain sum of all blocks",
-        "sinkhorn_attention.py",
+        "block_sort.py",
         "ordered = (matrices.to(dtype) @ blocks",
         "ordered = (torch.ones_like(matrices, dtype=dtype) @ blocks",
         "test_sinkhorn_faults.py::test_a_sorted_block_is_one_choice_of_blocks",
@@ -138,15 +138,15 @@ MUTATIONS = [
     Mutation(
         "the causal diagonal is one too far to the right",
         "dot_product_attention.py",
-        ".triu(1 + first_row)",
-        ".triu(2 + first_row)",
+        "future = torch.ones(rows, columns, dtype=torch.bool, device=logits.device).triu(1 + first_row)",
+        "future = torch.ones(rows, columns, dtype=torch.bool, device=logits.device).triu(2 + first_row)",
         "test_synthesizer_attention.py::test_causality_is_exact",
     ),
     Mutation(
         "a sorted model sees the next token of its own block",
-        "sinkhorn_attention.py",
-        "own = torch.ones(block_size, block_size, dtype=torch.bool, device=device).tril()",
-        "own = torch.ones(block_size, block_size, dtype=torch.bool, device=device).tril(1)",
+        "block_attention.py",
+        "future = torch.ones(size, size, dtype=torch.bool).triu(1)",
+        "future = torch.ones(size, size, dtype=torch.bool).triu(2)",
         "test_sinkhorn_attention.py::test_causality_is_exact",
     ),
     Mutation(
@@ -165,7 +165,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a moved slot counts fully, however little of it is valid",
-        "sinkhorn_attention.py",
+        "block_sort.py",
         "return divisor(mass).log().to(dtype)",
         "return (0 * divisor(mass)).to(dtype)",
         "test_sinkhorn_attention.py::test_eager_and_sdpa_equal_the_loop",
@@ -223,11 +223,25 @@ MUTATIONS = [
     ),
     # training
     Mutation(
-        "the recomputed backward pass keeps the gradient of the last block of rows only",
-        "synthesizer_attention.py",
-        "grads[i][parts[i]] += grad",
-        "grads[i][parts[i]] = grad",
-        "test_synthesizer_attention.py::test_sdpa_equals_eager_across_blocks_of_rows",
+        "the backward pass keeps the gradient of the last tile only",
+        "tiled_attention.py",
+        "to.baddbmm_(left, right)",
+        "to.baddbmm_(left, right, beta=0)",
+        "test_properties_gradients.py::test_attention_in_tiles",
+    ),
+    Mutation(
+        "the backward pass of the sort leaves out what a block gives to itself",
+        "block_sort.py",
+        "torch.addmm(grad_given, matrix.T, grad, out=into)",
+        "torch.mm(matrix.T, grad, out=into)",
+        "test_properties_gradients.py::test_attention_to_sorted_blocks",
+    ),
+    Mutation(
+        "the last part of the blocks is left out where they are worked on a few at a time",
+        "block_attention.py",
+        "range(0, len(queries), step)",
+        "range(0, max(1, len(queries) - step), step)",
+        "test_properties.py::test_sdpa_is_eager_at_every_length",
     ),
     Mutation(
         "dropout of attention weights stays on in evaluation",

@@ -20,7 +20,6 @@ from variants import randomize
 from synkhorn import SinkhornModel, SynthesizerModel
 from synkhorn.configuration.configuration_backbone import BackboneConfig
 from synkhorn.hub_export import export_code
-from synkhorn.modeling import synthesizer_attention
 from synkhorn.modeling.dot_product_attention import split_heads
 
 LOOPS = {"sinkhorn": sinkhorn_loop, "synthesizer": synthesizer_loop}
@@ -28,11 +27,7 @@ MODELS = {"sinkhorn": SinkhornModel, "synthesizer": SynthesizerModel}
 HALVES = [torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_blocks():
-    """So that the few rows of an example are several blocks."""
-    with patch.object(synthesizer_attention, "BLOCK_ROWS", 3):
-        yield
+pytestmark = pytest.mark.usefixtures("small_tiles")
 
 
 def attention_of(config: BackboneConfig, seed: int, scale: float = 0.4) -> torch.nn.Module:
@@ -71,8 +66,11 @@ def test_sdpa_is_eager_at_every_length(data, config, seed, dtype):
     rows = data.draw(padded_rows(config.max_position_embeddings, left=False))
     attention, mask = attention_of(config, seed).to(dtype), optional(mask_of(rows))
     x = normal(len(rows), max(map(len, rows)), config.hidden_size, seed=seed, dtype=dtype)
-    forms = (gradients(form, attention, x, mask) for form in (sdpa, eager))
-    assert_same(*(with_zeros(form, attention) for form in forms), TOLERANCE[dtype])
+    actual, expected = (with_zeros(gradients(form, attention, x, mask), attention) for form in (sdpa, eager))
+    assert_same(actual, expected, TOLERANCE[dtype])
+    # other kernels serve where no gradient is wanted
+    with torch.no_grad():
+        assert_same((sdpa(attention, x, mask), *actual[1:]), expected, TOLERANCE[dtype])
 
 
 @given(st.data(), configs(), seeds)

@@ -1,7 +1,6 @@
 """A cache changes nothing, whatever is added to it, cut off, copied or reordered, for any configuration and padding."""
 
 import copy
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,18 +11,13 @@ from transformers import DynamicCache, StaticCache
 from variants import randomize
 
 from synkhorn import SinkhornForCausalLM, SynthesizerForCausalLM
-from synkhorn.modeling import synthesizer_attention
 
 MODELS = {"sinkhorn": SinkhornForCausalLM, "synthesizer": SynthesizerForCausalLM}
 # what is done to a cache, and an amount or a choice
 STEPS = st.tuples(st.sampled_from(["add", "add", "add", "crop", "copy", "choose", "reset"]), st.integers(0, 2**10))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_blocks():
-    """So that the few rows of an example are several blocks."""
-    with patch.object(synthesizer_attention, "BLOCK_ROWS", 3):
-        yield
+pytestmark = pytest.mark.usefixtures("small_tiles")
 
 
 class Text:

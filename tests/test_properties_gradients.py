@@ -1,7 +1,5 @@
 """`torch.autograd.gradcheck` in float64 of every attention core, literal and fast, and of what surrounds it."""
 
-from unittest.mock import patch
-
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +10,6 @@ from variants import randomize
 
 from synkhorn import SinkhornModel, SynthesizerModel, causal_sinkhorn, sinkhorn
 from synkhorn.configuration.configuration_sinkhorn import BLOCK_POOLINGS, COMBINES
-from synkhorn.modeling import synthesizer_attention
 from synkhorn.modeling.dot_product_attention import literal_attention, masked_attention
 from synkhorn.modeling.sinkhorn_attention import (
     causal_pool_blocks,
@@ -20,7 +17,8 @@ from synkhorn.modeling.sinkhorn_attention import (
     pool_blocks,
     sinkhorn_attention,
 )
-from synkhorn.modeling.synthesizer_attention import Logits, blocked_attention, shared_attention, shared_weights
+from synkhorn.modeling.synthesizer_attention import shared_attention, shared_weights, tiled_attention
+from synkhorn.modeling.synthesizer_logits import Logits
 
 MODELS = {"sinkhorn": SinkhornModel, "synthesizer": SynthesizerModel}
 LONGEST = 7
@@ -28,11 +26,7 @@ masks = padded_rows(LONGEST, most=2, left=False).map(mask_of)
 widths = st.integers(1, 3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_blocks():
-    """So that the few rows of an example are several blocks."""
-    with patch.object(synthesizer_attention, "BLOCK_ROWS", 3):
-        yield
+pytestmark = pytest.mark.usefixtures("small_tiles")
 
 
 def draws(seed: int):
@@ -82,32 +76,37 @@ def test_attention_over_features(mask, seed, width, is_causal, has_bias, is_shar
 def test_attention_with_weights_that_the_batch_shares(mask, seed, is_causal):
     draw, (batch, length) = draws(seed), mask.shape
 
-    def outputs(matrix, values):
-        return shared_attention(shared_weights(matrix, is_causal, values.dtype), values, optional(mask))
+    def whole(matrix, values):
+        return shared_attention(shared_weights(matrix, is_causal, values.dtype), values, optional(mask), is_causal)
 
-    check(outputs, draw(2, length, length), draw(batch, 2, length, 3))
+    def in_tiles(matrix, values):
+        return shared_attention(Logits(matrix=matrix), values, optional(mask), is_causal)
+
+    for form in (whole, in_tiles):
+        check(form, draw(2, length, length), draw(batch, 2, length, 3))
 
 
-@given(
-    masks, seeds, widths, st.booleans(), st.sets(st.sampled_from(Logits._fields[:1] + Logits._fields[2:5]), min_size=1)
-)
-def test_attention_in_blocks_of_rows(mask, seed, width, is_causal, terms):
+TERMS = [("queries", "keys"), ("key_bias",), ("matrix",), ("matrix", "matrix_scale"), ("slow", "fast")]
+
+
+@given(masks, seeds, widths, st.booleans(), st.lists(st.sampled_from(TERMS), min_size=1, max_size=4), st.booleans())
+def test_attention_in_tiles(mask, seed, width, is_causal, terms, is_shared):
     """The backward pass is our own: for every set of terms that logits have."""
     draw, (batch, length) = draws(seed), mask.shape
     shapes = {
-        "queries": (batch, 2, length, width),
+        "queries": (1 if is_shared else batch, 2, length, width),
         "keys": (1, 2, length, width),
         "key_bias": (1, 2, length),
         "matrix": (2, length, length),
+        "matrix_scale": (2,),
         "slow": (batch, 2, length, -(-length // width)),
         "fast": (batch, 2, length, width),
     }
-    terms = terms | {pair[1] for pair in (("queries", "keys"), ("slow", "fast")) if pair[0] in terms}
-    names = [name for name in Logits._fields if name in terms]
+    names = [name for name in Logits._fields if name in sum(terms, ())]
 
     def outputs(values, *tensors):
         logits = Logits(**dict(zip(names, tensors, strict=True)))
-        return blocked_attention(logits, values, optional(mask), is_causal)
+        return tiled_attention(logits, values, optional(mask), is_causal)
 
     check(outputs, draw(batch, 2, length, 3), *(draw(*shapes[name]) for name in names))
 
