@@ -227,7 +227,7 @@ def main(args: list[str] | None = None) -> None:
             rows += measure(length, entrants, arguments, progress)
             complete = with_ratios(rows, arguments.batch_size)
             report = "\n".join(header(arguments, about, allocator) + tables(complete) + growth_table(complete)) + "\n"
-            figures = {"machine": about, "settings": settings, "allocator": allocator}
+            figures: dict[str, Any] = {"machine": about, "settings": settings, "allocator": allocator}
             figures |= {"results": complete, "growth": growth(complete)}
             write_report(Path(arguments.output), report, figures)
             plots(complete, Path(arguments.output))

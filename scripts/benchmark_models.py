@@ -15,7 +15,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from ..configuration.configuration_backbone import BackboneConfig
-from ..modeling.modeling_synthesizer import SynthesizerForSequenceClassification, SynthesizerModel
+from ..configuration.configuration_synthesizer import SynthesizerConfig
+from ..modeling.modeling_backbone import BackboneLayer, BackboneModel
+from ..modeling.modeling_heads import BackboneForSequenceClassification
 
 FLOOR, BERT, GPT2 = "floor", "bert", "gpt2"
 CAUSAL = "_causal"
@@ -86,15 +88,18 @@ class IdentityAttention(nn.Module):
         return self.output(PassValues.apply(queries, keys, values)), None
 
 
-class FloorModel(SynthesizerModel):
+class FloorModel(BackboneModel):
     """The trunk of both families without attention: what projections and feed-forward layers cost alone."""
 
+    config_class = SynthesizerConfig
     attention_class = IdentityAttention
+    _can_record_outputs = {"hidden_states": BackboneLayer}
 
 
-class FloorForSequenceClassification(SynthesizerForSequenceClassification):
+class FloorForSequenceClassification(BackboneForSequenceClassification):
     """The floor with a classifier."""
 
+    config_class = SynthesizerConfig
     model_class = FloorModel
 
 

@@ -11,6 +11,7 @@ from .benchmark_models import BERT, FLOOR, GPT2, family, is_causal
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter  # noqa: E402
 
 # one row of figures: a model at a length, in a dtype and a phase
 Row = dict
@@ -136,6 +137,8 @@ def styles(models: Iterable[str]) -> dict[str, dict]:
     models = list(models)
     maps = {"sinkhorn": plt.cm.winter, "synthesizer": plt.cm.autumn, "peer": plt.cm.Greys}
     markers = "osD^v<>Pp*hX"
+    # no colour so light that it is lost on white
+    darkest = {"sinkhorn": 0.9, "synthesizer": 0.75}
     drawn = {}
     for kind in dict.fromkeys(map(family, models)):
         members = [model for model in models if family(model) == kind]
@@ -144,10 +147,11 @@ def styles(models: Iterable[str]) -> dict[str, dict]:
             if kind == FLOOR:
                 drawn[model] = {"color": "black", "linewidth": 2.5}
             elif kind == "peer":
-                drawn[model] = {"color": maps[kind](0.45 + 0.4 * share), "linestyle": "--", "linewidth": 1.0}
-                drawn[model] |= {"marker": markers[number % len(markers)], "markersize": 5}
+                drawn[model] = {"color": maps[kind](0.45 + 0.4 * share), "linestyle": "--", "markersize": 5}
+                drawn[model] |= {"marker": markers[number % len(markers)]}
+                drawn[model] |= {"linewidth": 2.0 if model in (BERT, GPT2) else 1.0}
             else:
-                drawn[model] = {"color": maps[kind](0.9 * share), "marker": markers[number % len(markers)]}
+                drawn[model] = {"color": maps[kind](darkest[kind] * share), "marker": markers[number % len(markers)]}
     return drawn
 
 
@@ -176,17 +180,23 @@ def draw(rows: list[Row], models: list[str], title: str, path: Path) -> None:
     drawn = styles(models)
     for phase, pair in zip(phases, panels, strict=True):
         for panel, figure_of, unit in zip(pair, ("ms", "MB"), ("milliseconds", "peak megabytes"), strict=True):
-            for model in models:
-                own = [row for row in rows if row["model"] == model and row["phase"] == phase and row[figure_of] > 0]
-                own.sort(key=lambda row: row["length"])
-                lengths, figures = [row["length"] for row in own], [row[figure_of] for row in own]
-                if own:
-                    label = model + slope(lengths, figures)
-                    panel.loglog(lengths, figures, label=label, **({"markersize": 4} | drawn[model]))
+            curves: dict[str, dict[int, float]] = {}
+            for row in sorted(rows, key=lambda row: row["length"]):
+                # what takes no more than the model itself has no place on a logarithmic axis
+                if row["phase"] == phase and row[figure_of] > 0:
+                    curves.setdefault(row["model"], {})[row["length"]] = row[figure_of]
+            # the legend in the order of the curves' right ends
+            for model, curve in sorted(curves.items(), key=lambda item: (-max(item[1]), -item[1][max(item[1])])):
+                lengths, figures = list(curve), list(curve.values())
+                style = {"markersize": 4} | drawn[model]
+                panel.loglog(lengths, figures, label=model + slope(lengths, figures), **style)
             panel.set(title=f"{phase}: {title}", xlabel="tokens", ylabel=unit)
             ticks = sorted({row["length"] for row in rows})
             panel.set_xticks(ticks, [f"{length:,}" for length in ticks])
-            panel.minorticks_off()
+            panel.xaxis.set_minor_locator(NullLocator())
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            panel.yaxis.set_minor_locator(NullLocator())
             panel.grid(alpha=0.3)
             panel.legend(fontsize="x-small", bbox_to_anchor=(1.01, 1), loc="upper left")
     figure.tight_layout()

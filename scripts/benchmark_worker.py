@@ -11,12 +11,20 @@ import torch
 from transformers.utils import logging
 
 from .benchmark_models import Sizes, base_model, weights
-from .memory import available_bytes, forget_peak, give_back, limit_memory, resident_megabytes
+from .memory import (
+    available_bytes,
+    forget_peak,
+    give_back,
+    limit_memory,
+    resident_megabytes,
+    writable_bytes,
+)
 
 FORWARD, BOTH = "forward", "forward+backward"
 PHASES = [FORWARD, BOTH]
 # a turn is so long, so that short steps do not find the processor's caches cold
 TURN_SECONDS = 0.3
+SPARED_BYTES = 2 * 2**30
 # processes are copies of one that has imported all that they need, which saves seconds and memory for each
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload([f"{__package__}.benchmark"])
@@ -41,9 +49,7 @@ class Worker:
 
     def __init__(self, job: Callable, *args: Any, memory_gigabytes: float | None):
         self.connection, theirs = CONTEXT.Pipe()
-        limit = None
-        if memory_gigabytes is not None:
-            limit = min(memory_gigabytes * 2**30, available_bytes() - 2**30)
+        limit = None if memory_gigabytes is None else int(memory_gigabytes * 2**30)
         self.process = CONTEXT.Process(target=serve, args=(theirs, limit, job, args), daemon=True)
         self.process.start()
         theirs.close()
@@ -78,36 +84,39 @@ class Worker:
         self.connection.close()
 
 
-def serve(connection: Any, limit: float | None, job: Callable, args: tuple) -> None:
+def serve(connection: Any, limit: int | None, job: Callable, args: tuple) -> None:
     """Make the object, and answer with what its methods return, or with why they failed."""
     logging.set_verbosity_error()
-    if limit is not None:
-        limit_memory(int(limit))
+    empty = writable_bytes()
+    allowed = limit
     made = None
     while True:
         try:
             method, arguments = connection.recv()
         except EOFError:
             return
+        if limit is not None:
+            # the others' memory, and some for the rest of the machine, is not this process's to take
+            allowed = min(limit, writable_bytes() - empty + available_bytes() - SPARED_BYTES)
+            limit_memory(empty + max(allowed, 0))
         try:
             if made is None:
                 made = job(*args)
             connection.send((getattr(made, method)(*arguments), None))
         except Exception as error:
-            connection.send((None, reason(error, limit)))
+            connection.send((None, reason(error, allowed)))
             return
         # others need the room more than this process needs its speed
         if limit is not None and available_bytes() < limit:
             give_back()
 
 
-def reason(error: Exception, limit: float | None) -> tuple[str, bool]:
+def reason(error: Exception, limit: int | None) -> tuple[str, bool]:
     """What a table says of an error, and whether it is one of size."""
-    text = str(error)
-    lacks_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
-    if lacks_memory:
+    text = str(error).strip()
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
         return "out of memory" if limit is None else f"out of memory ({limit / 2**30:.1f} GB)", True
-    return f"{type(error).__name__}: {text.strip().splitlines()[0][:120] if text.strip() else ''}", False
+    return f"{type(error).__name__}: {text.partition(chr(10))[0][:120]}", False
 
 
 @dataclass(frozen=True)

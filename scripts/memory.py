@@ -33,6 +33,11 @@ def give_back() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def limit_memory(more: int) -> None:
-    """Let this process take so many bytes more, and fail at the next; a smaller limit is taken back first."""
-    resource.setrlimit(resource.RLIMIT_DATA, (1024 * kilobytes("/proc/self/status", "VmData") + more,) * 2)
+def writable_bytes() -> int:
+    """What this process has asked for, used or not."""
+    return 1024 * kilobytes("/proc/self/status", "VmData")
+
+
+def limit_memory(total: int) -> None:
+    """Let what this process asks for from now on fail once it would have more than `total` bytes."""
+    resource.setrlimit(resource.RLIMIT_DATA, (total, resource.getrlimit(resource.RLIMIT_DATA)[1]))
