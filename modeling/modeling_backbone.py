@@ -367,8 +367,7 @@ class BackboneModel(BackbonePreTrainedModel):
             )
         if position_ids is not None and position_ids.shape not in (shape, (1, shape[1])):
             raise ValueError(
-                f"position_ids has shape {tuple(position_ids.shape)}, but must be (batch, length) = {tuple(shape)} or "
-                f"(1, length)"
+                f"position_ids has shape {tuple(position_ids.shape)}, but must be {tuple(shape)} or (1, {shape[1]})"
             )
         if token_type_ids is not None and not config.type_vocab_size:
             raise ValueError(

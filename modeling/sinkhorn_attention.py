@@ -189,8 +189,8 @@ def sinkhorn_attention(
         return block_attention(queries, keys, values, bias, is_causal, dropout)[:, :, :length]
     sorted_keys, sorted_values = sort_blocks(matrices, keys, mass), sort_blocks(matrices, values, mass)
     if sortcut_blocks is not None:
-        slots = (None if x is None else x.flatten(2, 3) for x in (sorted_keys, sorted_values, sorted_bias))
-        return fused_attention(queries, *slots, dropout=dropout)
+        bias = None if sorted_bias is None else sorted_bias.flatten(2)
+        return fused_attention(queries, sorted_keys.flatten(2, 3), sorted_values.flatten(2, 3), bias, dropout=dropout)
     if combine == "sum":
         outputs = block_attention(queries, sorted_keys, sorted_values, sorted_bias, dropout=dropout)
         outputs = outputs + block_attention(queries, keys, values, own_bias, is_causal, dropout)

@@ -270,7 +270,7 @@ def test_bad_input_is_named():
         ({"input_ids": ids, "attention_mask": torch.ones(2, 6)}, r"attention_mask has shape \(2, 6\).*\(2, 5\)"),
         ({"input_ids": ids, "attention_mask": torch.ones(2, 1, 5, 5)}, "attention_mask has shape"),
         ({"input_ids": ids, "token_type_ids": ids}, "type_vocab_size=0"),
-        ({"input_ids": ids, "position_ids": torch.arange(5)}, r"position_ids has shape \(5,\), but must be \(2, 5\) or \(1, 5\)"),
+        ({"input_ids": ids, "position_ids": torch.arange(5)}, r"shape \(5,\), but must be \(2, 5\) or \(1, 5\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             model(**arguments)
