@@ -88,8 +88,8 @@ MUTATIONS = [
     Mutation(
         "lucidrains: sorted keys are used as sorted values",
         "sinkhorn_attention.py",
-        "sort_blocks(matrices, keys, mass), sort_blocks(matrices, values, mass)",
-        "sort_blocks(matrices, keys, mass), sort_blocks(matrices, keys, mass)",
+        "sorted_and_own(matrices, keys, mass), sorted_and_own(matrices, values, mass)",
+        "sorted_and_own(matrices, keys, mass), sorted_and_own(matrices, keys, mass)",
         "test_sinkhorn_faults.py::test_sorted_values_are_values",
     ),
     Mutation(
