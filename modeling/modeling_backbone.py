@@ -182,6 +182,10 @@ class BackbonePreTrainedModel(PreTrainedModel):
         for field in config.length_fields(max_position_embeddings):
             setattr(self.config, field, getattr(config, field))
 
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """Transformers' name for `resize_max_position_embeddings`."""
+        self.resize_max_position_embeddings(new_num_position_embeddings)
+
 
 class BackboneModel(BackbonePreTrainedModel):
     """
@@ -209,6 +213,10 @@ class BackboneModel(BackbonePreTrainedModel):
 
     def set_input_embeddings(self, value):
         self.embeddings.word_embeddings = value
+
+    def get_position_embeddings(self) -> nn.Embedding:
+        """The learned position embeddings; an `AttributeError` where `position_embedding_type` is another."""
+        return self.embeddings.position_embeddings
 
     @merge_with_config_defaults
     @can_return_tuple

@@ -98,6 +98,9 @@ class BackboneHead(BackbonePreTrainedModel):
         super().__init__(config)
         self.model = self.model_class(config)
 
+    def get_position_embeddings(self) -> nn.Embedding:
+        return self.model.get_position_embeddings()
+
     def base_outputs(self, *inputs: torch.Tensor | None, **kwargs) -> BaseModelOutputWithPast:
         """The outputs of the base model, without a cache."""
         return self.model(*inputs, **kwargs | {"return_dict": True, "use_cache": False})

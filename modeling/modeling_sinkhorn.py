@@ -340,8 +340,9 @@ class SinkhornAttention(nn.Module):
         outputs, weights = literal_sinkhorn_attention(queries, keys, values, matrices, mask, *self.options)
         if self.config.mix_dot_product:
             logits = queries @ keys.transpose(-1, -2)
-            full, full_weights = literal_attention(logits, values, mask, self.config.is_causal, self.options[-1])
-            outputs, weights = outputs + full, weights + full_weights
+            _, full_weights = literal_attention(logits, values, mask, self.config.is_causal, self.options[-1])
+            weights = weights + full_weights
+            outputs = weights @ values
         return outputs, weights
 
     def fast(self, queries, keys, values, matrices, mask):
