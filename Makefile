@@ -4,8 +4,9 @@ FAMILY ?= synthesizer
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart recipes test lint benchmark clean
+.PHONY: install quickstart recipes test common-tests lint benchmark clean
 
 install: $(STAMP)
 
@@ -24,7 +25,13 @@ recipes: install
 	cd tests && ../$(RUN) recipes.py ../build/recipes
 
 test: install lint
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto $(ARGS)
+	$(RUN) tests/common/fetch.py
+	$(TEST) $(RUN) -m pytest -n auto $(ARGS)
+
+common-tests: install
+	$(RUN) tests/common/fetch.py
+	$(TEST) $(RUN) -m pytest tests/common -n auto --junitxml=build/common_tests.xml
+	$(RUN) tests/common/counts.py build/common_tests.xml benchmarks/common_tests.md
 
 lint: install
 	$(RUN) -m ruff check .

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig
 from variants import random_ids, tiny_config, tiny_sinkhorn_config
@@ -168,6 +169,22 @@ def test_rope_parameters_are_those_of_transformers():
     config = tiny_config(["dot_product"], position_embedding_type="rope", rope_parameters={"rope_theta": 500.0})
     assert config.rope_parameters == {"rope_theta": 500.0, "rope_type": "default"}
     assert tiny_config().rope_parameters is None
+
+
+def test_scaled_rotations_are_those_of_scaled_positions():
+    def outputs(scaling: dict, positions=None):
+        rotations = {"rope_theta": 500.0} | scaling
+        config = tiny_config(["dot_product"], position_embedding_type="rope", rope_parameters=rotations)
+        torch.manual_seed(0)
+        model = SynthesizerForMaskedLM(config).eval()
+        return model(random_ids(2, 13), position_ids=positions).logits
+
+    plain, linear = outputs({}), outputs({"rope_type": "linear", "factor": 4.0})
+    torch.testing.assert_close(linear, outputs({}, torch.arange(13)[None] / 4))
+    # no text is longer than the model was made for
+    torch.testing.assert_close(outputs({"rope_type": "dynamic", "factor": 4.0}), plain)
+    for scaled in (linear, outputs({"rope_type": "yarn", "factor": 4.0})):
+        assert (scaled - plain).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("length", [*range(1, 60), 512, 1000, 4096])
