@@ -4,9 +4,14 @@ FAMILY ?= synthesizer
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# the lowest version of Transformers, beside the pinned one
+LOWEST := .venv-lowest
+LOWEST_VERSION := 5.17.0
+LOWEST_TESTS := common test_backbone_oracle.py test_cache.py test_configuration.py test_generation.py test_heads.py \
+	test_hub.py test_supply.py test_tokenization.py
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart recipes test common-tests lint benchmark clean
+.PHONY: install quickstart recipes test test-versions common-tests lint benchmark clean
 
 install: $(STAMP)
 
@@ -33,6 +38,27 @@ common-tests: install
 	$(TEST) $(RUN) -m pytest tests/common -n auto --junitxml=build/common_tests.xml
 	$(RUN) tests/common/counts.py build/common_tests.xml benchmarks/common_tests.md
 
+$(LOWEST)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LOWEST)
+	grep -vE '^(transformers|huggingface_hub)==' constraints.txt > $(LOWEST)/constraints.txt
+	echo transformers==$(LOWEST_VERSION) >> $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet -c $(LOWEST)/constraints.txt torch
+	$(LOWEST)/bin/python -m pip install --quiet -c $(LOWEST)/constraints.txt -e '.[test]'
+	touch $@
+
+# each version reads what the other wrote, with the package and without it, then some of the tests with the lowest
+test-versions: install $(LOWEST)/.installed
+	rm -rf build/versions
+	for version in $(VENV) $(LOWEST); do \
+		$(TEST) $$version/bin/python tests/checkpoints.py write build/versions/$$version || exit; done
+	for pair in $(VENV):$(LOWEST) $(LOWEST):$(VENV); do reader=$${pair%:*} writer=build/versions/$${pair#*:}; \
+		$(TEST) $$reader/bin/python tests/checkpoints.py check $$writer || exit; \
+		for family in synthesizer sinkhorn; do \
+			$(TEST) $$reader/bin/python tests/remote_load.py $$writer/$$family $$writer/$$family-again || exit; done; done
+	$(LOWEST)/bin/python tests/common/fetch.py
+	$(TEST) $(LOWEST)/bin/python -m pytest -n auto $(addprefix tests/,$(LOWEST_TESTS))
+
 lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -45,4 +71,4 @@ benchmark: install
 	$(RUN) -m synkhorn.scripts.benchmark $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info

@@ -3,7 +3,7 @@
 import ast
 import os
 import re
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
 
@@ -13,10 +13,11 @@ def source_path(module: str) -> Path:
 
 
 def own_imports(module: str) -> set[str]:
-    """The package's own modules that `module` imports."""
+    """The package's own modules that `module` imports; an `ImportError` for one that lies outside of the package."""
     tree = ast.parse(source_path(module).read_text(encoding="utf-8"))
     relative = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
-    return {f"{module.rsplit('.', node.level)[0]}.{node.module}" for node in relative}
+    folder = module.rpartition(".")[0]
+    return {resolve_name("." * node.level + node.module, folder) for node in relative}
 
 
 def needed_modules(module: str) -> set[str]:
@@ -38,6 +39,8 @@ def flat_source(module: str) -> str:
 def write_whole(path: Path, text: str) -> None:
     """Write a file such that a reader finds the old text or the new one, never a part of it."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    # it may be left over, or a link that leads elsewhere
+    scratch.unlink(missing_ok=True)
     try:
         scratch.write_text(text, encoding="utf-8")
         os.replace(scratch, path)

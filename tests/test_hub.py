@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from checkpoints import family_config, write_checkpoints
 from loopback_hub import loopback_hub
-from safetensors.torch import save_file
-from variants import padding, random_ids, randomize, tiny_config, tiny_sinkhorn_config
+from variants import randomize, tiny_config
 
 import synkhorn
 from synkhorn.configuration.configuration_backbone import AUTO_CLASSES
@@ -48,34 +48,11 @@ def run(script: str, *arguments, **environment) -> str:
     return process.stdout
 
 
-def family_config(family: str, **fields):
-    if family == "sinkhorn":
-        return tiny_sinkhorn_config(sort_net="mlp", causal_balancing="sinkhorn", mix_dot_product=True, **fields)
-    return tiny_config(["dot_product", "factorized_random", "fixed_random"], **fields)
-
-
 @pytest.fixture
 def checkpoints(tmp_path, family) -> Path:
     """A checkpoint of every head, named for its Auto class, with a recorded output beside it."""
     folder = tmp_path / "first"
-    folder.mkdir()
-    tokenizer = synkhorn.byte_tokenizer(model_max_length=13)
-    fields = {
-        "position_embedding_type": "rope",
-        "classifier_pooling": "last",
-        "num_labels": 3,
-    } | synkhorn.token_fields(tokenizer)
-    for auto in AUTO_CLASSES:
-        config = family_config(family, is_causal=auto == "AutoModelForTokenClassification", **fields)
-        torch.manual_seed(0)
-        model = getattr(transformers, auto).from_config(config).eval()
-        model.save_pretrained(folder / auto)
-        tokenizer.save_pretrained(folder / auto)
-        ids, mask = random_ids(3, 11), padding(3, 11, "left")
-        if auto == "AutoModelForMultipleChoice":
-            ids, mask = ids[:, None].repeat(1, 2, 1), mask[:, None].repeat(1, 2, 1)
-        output = model(input_ids=ids, attention_mask=mask)[0].detach().contiguous()
-        save_file({"input_ids": ids, "attention_mask": mask, "output": output}, folder / f"{auto}.safetensors")
+    write_checkpoints(folder, family)
     return folder
 
 
