@@ -11,7 +11,7 @@ LOWEST_TESTS := common test_backbone_oracle.py test_cache.py test_configuration.
 	test_hub.py test_supply.py test_tokenization.py
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart recipes test test-versions common-tests lint benchmark clean
+.PHONY: install quickstart recipes test test-all test-versions coverage common-tests lint benchmark clean
 
 install: $(STAMP)
 
@@ -32,6 +32,14 @@ recipes: install
 test: install lint
 	$(RUN) tests/common/fetch.py
 	$(TEST) $(RUN) -m pytest -n auto $(ARGS)
+
+coverage: install
+	$(RUN) tests/common/fetch.py
+	$(TEST) $(RUN) -m pytest -n auto -m 'slow or not slow' --cov --cov-report=term --cov-report=json:build/coverage.json $(ARGS)
+
+# hours: everything, with the versions of Transformers, and thousands of examples of every property
+test-all: test coverage test-versions
+	$(TEST) $(RUN) -m pytest -n auto -m hypothesis --hypothesis-profile=thorough $(ARGS)
 
 common-tests: install
 	$(RUN) tests/common/fetch.py
