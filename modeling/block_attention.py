@@ -43,7 +43,7 @@ def block_attention(
     Returns:
         (B, H, n b, dh)
     """
-    batch, heads, n, block_size, _ = queries.shape
+    batch, heads, n, block_size, width = queries.shape
     hides = is_causal and bias is None and keys.shape[-2] > block_size
     if runs_on_cpu(queries) and not dropout:
         if hides:
@@ -52,7 +52,7 @@ def block_attention(
             bias = torch.zeros(n, keys.shape[-2], dtype=keys.dtype).masked_fill_(first & past, HIDDEN)
             bias = bias.expand(batch, heads, -1, -1)
         flat = (None if x is None else x.flatten(0, 2) for x in (queries, keys, values, bias))
-        return BlockAttention.apply(is_causal, *flat).view(batch, heads, n * block_size, -1)
+        return BlockAttention.apply(is_causal, *flat).view(batch, heads, n * block_size, width)
     seen = None
     if is_causal and keys.shape[-2] > block_size:
         seen, is_causal = causal_slots(n, block_size, hides, keys.device), False
