@@ -44,7 +44,14 @@ from .arguments import DataArguments, ModelArguments, parse
 from .metrics import Scores
 from .model_card import CardTexts, ModelCardCallback, command_line
 from .models import load_model, load_tokenizer, own_fields
-from .runs import checkpoint_to_resume, explained_when_the_disk_is_full, finish, results_of, settings_of
+from .runs import (
+    checkpoint_to_resume,
+    explained_when_the_disk_is_full,
+    finish,
+    results_of,
+    settings_of,
+    train_to_the_end,
+)
 from .tasks import TASKS
 from .tasks.task import FinetuneTask, Row, Task
 from .text_data import described, load_splits
@@ -242,7 +249,7 @@ def main(arguments: list[str] | None = None) -> Scores | None:
         callbacks=[ModelCardCallback(training.output_dir, card, task.best_metric)],
     )
     with explained_when_the_disk_is_full(training.output_dir):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        train_to_the_end(trainer, checkpoint)
         if isinstance(trainer.model, PeftModel):
             trainer.model = trainer.callback_handler.model = trainer.model.merge_and_unload()
         trainer.save_model()

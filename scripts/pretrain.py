@@ -30,7 +30,14 @@ from .arguments import DataArguments, ModelArguments, parse
 from .language_modeling import LanguageModelTrainer, as_rows, end_of_document, endless, with_places
 from .model_card import CardTexts, ModelCardCallback, command_line, pipeline_use
 from .models import load_model, load_tokenizer
-from .runs import checkpoint_to_resume, explained_when_the_disk_is_full, finish, results_of, settings_of
+from .runs import (
+    checkpoint_to_resume,
+    explained_when_the_disk_is_full,
+    finish,
+    results_of,
+    settings_of,
+    train_to_the_end,
+)
 from .text_data import Examples, described, load_splits
 
 OBJECTIVES = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM}
@@ -214,7 +221,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         callbacks=callbacks,
     )
     with explained_when_the_disk_is_full(training.output_dir):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        train_to_the_end(trainer, checkpoint)
         trainer.save_model()
         results = trainer.evaluate()
         trainer.log_metrics("eval", results)

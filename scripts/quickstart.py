@@ -30,7 +30,7 @@ import synkhorn
 from .arguments import DataArguments
 from .model_card import CardTexts, ModelCardCallback, pipeline_use
 from .reviews import LABELS, PACKAGED, load_reviews
-from .runs import remove_incomplete_checkpoints
+from .runs import remove_incomplete_checkpoints, train_to_the_end
 from .text_data import described
 
 MAX_LENGTH = 512
@@ -163,7 +163,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     )
     callback = ModelCardCallback(output, card_texts(output, arguments, len(train), len(test)), metric="accuracy")
     trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=resumable_checkpoint(checkpoints, dict(vars(arguments))))
+    train_to_the_end(trainer, resumable_checkpoint(checkpoints, dict(vars(arguments))))
     measured = trainer.predict(encode(test, "held-out reviews")).metrics
     metrics = {name: measured[f"test_{name}"] for name in ("accuracy", "f1")}
     print(f"Trained {callback.duration}. Held-out accuracy: {metrics['accuracy']:.4f} on {len(test):,} reviews")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
@@ -86,6 +86,30 @@ def checkpoint_to_resume(command: str, training: TrainingArguments, settings: di
             if earlier is None or named is not None:
                 write_whole(record, json.dumps(run, indent=2) + "\n")
     return named or get_last_checkpoint(folder)
+
+
+def train_to_the_end(trainer: Trainer, checkpoint: str | None) -> None:
+    """
+    `trainer.train`, also for a run that was interrupted after its last step, of which Transformers would take one more.
+
+    Args:
+        checkpoint: as `checkpoint_to_resume` gives it.
+    """
+    arguments = trainer.args
+    state = None if checkpoint is None else TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    # one that was named is gone on from, perhaps with other arguments
+    is_named = arguments.resume_from_checkpoint is not None
+    if state is None or is_named or not state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return
+    state.is_local_process_zero = trainer.is_local_process_zero()
+    state.is_world_process_zero = trainer.is_world_process_zero()
+    trainer.state = state
+    trainer._load_from_checkpoint(checkpoint)
+    trainer.control = trainer.callback_handler.on_train_begin(arguments, state, trainer.control)
+    if arguments.load_best_model_at_end and state.best_model_checkpoint is not None:
+        trainer._load_best_model()
+    trainer.control = trainer.callback_handler.on_train_end(arguments, state, trainer.control)
 
 
 def results_of(training: TrainingArguments) -> dict[str, float] | None:

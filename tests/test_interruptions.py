@@ -48,8 +48,7 @@ def test_twenty_kills_lose_nothing(tmp_path):
         # where the next run goes on
         last = max(step_of(path) for path in checkpoints if is_complete(path))
     assert in_saving >= 3
-    printed = finished(start(*command))
-    assert "'train_runtime'" in printed
+    finished(start(*command))
     assert same_weights(killed, whole)
     assert losses(killed) == losses(whole) and len(losses(whole)) == ARGUMENTS["max_steps"]
     results = [json.loads((folder / "run.json").read_text())["results"] for folder in (killed, whole)]

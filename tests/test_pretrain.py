@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -141,6 +142,24 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(streaming, texts, 
     written = (killed / "model.safetensors").stat().st_mtime_ns
     assert pretrain.main(pretraining(texts, killed, **arguments)) == resumed
     assert (killed / "model.safetensors").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_a_run_killed_after_its_last_step_takes_no_other(best, texts, tmp_path, one_thread):
+    arguments = {"max_steps": 6, "save_steps": 2, "eval_steps": 2, "lr_scheduler_type": "constant", "logging_steps": 1}
+    # such a rate makes it worse, so that the best is not the last
+    arguments |= {"load_best_model_at_end": True, "learning_rate": 3.0} if best else {}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    results = pretrain.main(pretraining(texts, whole, **arguments))
+    assert not best or not same_weights(whole, whole / "checkpoint-6")
+    shutil.copytree(whole, killed)
+    record = json.loads((killed / "run.json").read_text())
+    record.pop("results")
+    (killed / "run.json").write_text(json.dumps(record))
+    (killed / "model.safetensors").write_bytes(b"half")
+    assert pretrain.main(pretraining(texts, killed, **arguments))["eval_perplexity"] == results["eval_perplexity"]
+    assert same_weights(killed, whole) and losses(killed) == losses(whole)
+    assert not (killed / "checkpoint-7").exists()
 
 
 @pytest.mark.parametrize("objective", ["clm", "mlm"])
