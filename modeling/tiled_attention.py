@@ -109,7 +109,8 @@ def add_product(to: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> No
     if to.shape[0] == left.shape[0] == right.shape[0] and to.dtype == left.dtype == right.dtype:
         to.baddbmm_(left, right)
     else:
-        add(to, left @ right)
+        # values that are summed in float32 beside logits in half precision
+        add(to, left @ right.to(left.dtype))
 
 
 class TiledAttention(torch.autograd.Function):

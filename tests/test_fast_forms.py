@@ -158,3 +158,17 @@ def test_shared_weights_stay_positive_where_padding_hides_the_larger_ones(precis
     assert outputs.isfinite().all()
     outputs[mask.bool()].sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "variant", [["factorized_random", "fixed_random"], ["factorized_random", "random"], ["random"]]
+)
+def test_gradients_of_shared_weights_in_half_precision(variant, dtype):
+    attention = randomize(SynthesizerAttention(tiny_config(variant, attn_implementation="sdpa"), 0)).to(dtype)
+    exact = copy.deepcopy(attention).double()
+    x, mask = torch.randn(3, 11, 18, dtype=dtype), padding(3, 11, "right").bool()
+    for module, states in ((attention, x), (exact, x.double())):
+        module(states, mask)[0][mask].sum().backward()
+    for (name, half), full in zip(attention.named_parameters(), exact.parameters(), strict=True):
+        assert (half.grad - full.grad).abs().max() <= 0.05 * full.grad.abs().max().clamp(min=1), name
