@@ -31,7 +31,8 @@ CODE = {
     family: SHARED_CODE | {f"configuration_{family}.py", f"modeling_{family}.py", f"{family}_attention.py"}
     for family in ("synthesizer", "sinkhorn")
 }
-CODE["sinkhorn"].add("sinkhorn_cache.py")
+CODE["synthesizer"] |= {"synthesizer_logits.py", "tiled_attention.py"}
+CODE["sinkhorn"] |= {"block_attention.py", "block_sort.py", "sinkhorn_cache.py"}
 every_family = pytest.mark.parametrize("family", CODE)
 
 

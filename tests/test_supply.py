@@ -23,6 +23,7 @@ MODULES = {
     "collections",
     "copy",
     "dataclasses",
+    "difflib",
     "huggingface_hub.dataclasses",
     "math",
     "torch",
