@@ -1,6 +1,7 @@
 """Which of Transformers' tests do not run here, and why. Patterns are of `Class.test`, matched to the end."""
 
 import re
+from importlib.metadata import version
 
 OTHER_PIPELINES = (
     "any_to_any|audio_classification|automatic_speech_recognition|depth_estimation|document_question_answering|"
@@ -39,6 +40,8 @@ SKIPPED = {
     "test_integration_from_extractor": "is for classes made from a vocabulary and merges",
     "(CausalByte|Trained)TokenizerTest.test_integration": "is for ids known beforehand, as the byte tokenizer's are",
 }
+if version("transformers") == "5.17.0":
+    SKIPPED["test_can_init_all_missing_weights"] = "is for sources with a year of 2023 or later, in this version"
 # not started
 LEFT_OUT = {
     "test_get_(text|image|audio|video)_features_.*": "is for images, sound or tables",
