@@ -48,6 +48,7 @@ from .runs import (
     checkpoint_to_resume,
     explained_when_the_disk_is_full,
     finish,
+    leave_process_group,
     results_of,
     settings_of,
     train_to_the_end,
@@ -265,3 +266,4 @@ def main(arguments: list[str] | None = None) -> Scores | None:
 
 if __name__ == "__main__":
     main()
+    leave_process_group()

@@ -34,6 +34,7 @@ from .runs import (
     checkpoint_to_resume,
     explained_when_the_disk_is_full,
     finish,
+    leave_process_group,
     results_of,
     settings_of,
     train_to_the_end,
@@ -231,3 +232,4 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 if __name__ == "__main__":
     main()
+    leave_process_group()

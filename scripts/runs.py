@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -123,6 +124,12 @@ def finish(training: TrainingArguments, results: dict[str, float]) -> None:
         record = Path(training.output_dir) / RECORD
         run = json.loads(record.read_text(encoding="utf-8"))
         write_whole(record, json.dumps(run | {"results": results}, indent=2) + "\n")
+
+
+def leave_process_group() -> None:
+    """What a process of several does last: one that exits as a member of their group may be aborted by PyTorch."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def check_same_run(folder: Path, earlier: dict, now: dict, named: str | None) -> None:
