@@ -9,6 +9,7 @@ each, and ratios are taken batch by batch.
     python -m synkhorn.scripts.benchmark throughput --models floor bert sinkhorn --max_length 2048 --batches 16
 """
 
+import random
 import statistics
 import sys
 import time
@@ -72,11 +73,10 @@ def draw_batches(arguments: ThroughputArguments) -> list[dict[str, torch.Tensor]
     order = list(LengthGroupedSampler(arguments.batch_size, lengths=[len(row) for row in ids]))
     batches = [order[start : start + arguments.batch_size] for start in range(0, len(order), arguments.batch_size)]
     pad = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO)
-    return [
-        dict(pad([{"input_ids": ids[index], "label": labels[index]} for index in batch]))
-        # spread over the whole order, whose first batch is the longest
-        for batch in batches[:: max(1, len(batches) // (arguments.batches + 1))][: arguments.batches + 1]
-    ]
+    # the first is the longest; the order begins anew with long ones again and again, so that no stride is fair
+    warm_up, *others = batches
+    chosen = [warm_up, *random.sample(others, min(arguments.batches, len(others)))]
+    return [dict(pad([{"input_ids": ids[index], "label": labels[index]} for index in batch])) for batch in chosen]
 
 
 class FineTuning:

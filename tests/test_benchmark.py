@@ -320,6 +320,13 @@ def test_throughput_is_measured_on_real_reviews(tmp_path):
     assert "| `mamba2` | ValueError: mamba2 has no classifier |" in text and text.count("| `sinkhorn` |") == 1
 
 
+def test_batches_are_drawn_from_all_lengths():
+    arguments = benchmark_throughput.ThroughputArguments(batch_size=4, batches=3, max_samples=400, vocab_size=300)
+    warm_up, *timed = [batch["input_ids"].shape[1] for batch in benchmark_throughput.draw_batches(arguments)]
+    # a stride of 25 met the longest batch of every hundred documents
+    assert warm_up == 1024 and min(timed) < 800 and len(timed) == 3
+
+
 def test_documents_per_second_leave_out_the_batch_that_warms_up():
     batches = [{"input_ids": torch.zeros(4, 64)}, {"input_ids": torch.zeros(4, 128)}, {"input_ids": torch.zeros(4, 64)}]
     rows = [{"model": FLOOR, "seconds": [9.0, 1.0, 1.0]}, {"model": "dense", "seconds": [9.0, 2.0, 2.0]}]
