@@ -3,6 +3,7 @@ Cache layers for generation that are addressed by position: a row's first valid 
 Importing this file makes them known to Transformers' `DynamicCache` and `StaticCache`.
 """
 
+from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -92,13 +93,13 @@ class PositionLayerMixin(CacheLayerMixin):
     supports_early_init = False
     device: torch.device
 
+    @abstractmethod
     def prepare(self, new_states: dict[str, torch.Tensor], end: int) -> None:
         """Make room for `end` positions of states such as these."""
-        raise NotImplementedError
 
+    @abstractmethod
     def advance(self, num_tokens: int) -> None:
         """Count new tokens."""
-        raise NotImplementedError
 
     @property
     def batched(self) -> tuple[str, ...]:

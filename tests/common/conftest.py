@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
         item.own_markers = [mark for mark in item.own_markers if mark.name != "slow"]
         reason = reason_of(name_of(item), LEFT_OUT)
         if reason:
-            item.add_marker(pytest.mark.skip(reason))
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,10 +1,12 @@
 """What `PipelineTesterMixin` runs for each task: Transformers' own checks are not in its source distribution."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from transformers import pipeline
 
 
-class PipelineChecks:
+class PipelineChecks(ABC):
     """Calls a pipeline with texts one by one and in a batch, and compares each result with the model's own outputs."""
 
     task: str
@@ -22,8 +24,9 @@ class PipelineChecks:
         for text, result in zip(texts, pipe(texts, batch_size=len(texts)), strict=True):
             self.check(pipe, text, result)
 
+    @abstractmethod
     def check(self, pipe, text: str, result):
-        raise NotImplementedError
+        """Compare what the pipeline says of a text with what its model does."""
 
 
 @torch.no_grad()

@@ -19,14 +19,10 @@ IDS = [*FIRST, *(index for part in PARTS for index in (257, *part))]
 
 
 class CommonTests(TokenizerTesterMixin):
-    """A subclass makes its tokenizer, which every test then loads from a folder."""
+    """A subclass makes its `tokenizer`, which every test then loads from a folder."""
 
     tokenizer_class = rust_tokenizer_class = PreTrainedTokenizerFast
     test_tokenizer_from_extractor = False
-
-    @classmethod
-    def tokenizer(cls):
-        raise NotImplementedError
 
     @classmethod
     def setUpClass(cls):
