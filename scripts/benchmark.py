@@ -75,6 +75,8 @@ class BenchmarkArguments:
         for phase in self.phases:
             if phase not in PHASES:
                 raise ValueError(f"--phases {phase!r} is unknown: choose among {', '.join(PHASES)}")
+        # what is too large forward is not tried with backward
+        self.phases = [phase for phase in PHASES if phase in self.phases]
         for dtype in self.dtype:
             if dtype not in ("float32", "bfloat16", "float16"):
                 raise ValueError(f"--dtype {dtype!r} is unknown: choose among float32, bfloat16, float16")
@@ -103,13 +105,7 @@ class Entrant:
         if all("missing" in row for row in self.rows):
             return
         arguments = self.arguments
-        sizes = Sizes(
-            length,
-            arguments.hidden_size,
-            arguments.num_hidden_layers,
-            arguments.num_attention_heads,
-            arguments.vocab_size,
-        )
+        sizes = Sizes.asked_for(arguments, length)
         settings = Settings(arguments.batch_size, arguments.device, arguments.threads)
         limit = arguments.memory_limit if arguments.device == "cpu" else None
         self.worker = Worker(Steps, self.model, self.dtype, sizes, settings, memory_gigabytes=limit)

@@ -6,7 +6,7 @@ gated has two thirds of the others' width, so that it has as many weights.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Any
 
@@ -45,6 +45,12 @@ class Sizes:
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
     vocab_size: int = 8192
+
+    @classmethod
+    def asked_for(cls, arguments: Any, length: int) -> "Sizes":
+        """Those that a command's arguments name, at a length."""
+        names = [field.name for field in fields(cls) if field.name != "length"]
+        return cls(length, **{name: getattr(arguments, name) for name in names})
 
     @property
     def fields(self) -> dict[str, int]:

@@ -108,13 +108,7 @@ class FineTuning:
 
 def measure(arguments: ThroughputArguments, batches: list[dict[str, torch.Tensor]]) -> list[dict[str, Any]]:
     """Seconds of each model for each batch, the first of which warms up; or why a model could not be measured."""
-    sizes = Sizes(
-        arguments.max_length,
-        arguments.hidden_size,
-        arguments.num_hidden_layers,
-        arguments.num_attention_heads,
-        arguments.vocab_size,
-    )
+    sizes = Sizes.asked_for(arguments, arguments.max_length)
     settings = Settings(arguments.batch_size, arguments.device, arguments.threads)
     limit = arguments.memory_limit if arguments.device == "cpu" else None
     rows: list[dict[str, Any]] = [{"model": name, "seconds": []} for name in arguments.models]
