@@ -10,10 +10,7 @@ import math
 
 import torch
 
-from .dot_product_attention import HIDDEN, fused_attention
-
-# logits that are worked on at a time: what a core's own cache holds
-AT_ONCE = 2**18
+from .dot_product_attention import HIDDEN, LOGITS_AT_ONCE, fused_attention
 
 
 def runs_on_cpu(tensor: torch.Tensor) -> bool:
@@ -92,7 +89,7 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     def parts(queries, keys):
         """Slices of the blocks, each as many as are worked on at a time."""
-        step = max(1, AT_ONCE // (queries.shape[1] * keys.shape[1]))
+        step = max(1, LOGITS_AT_ONCE // (queries.shape[1] * keys.shape[1]))
         return [slice(start, start + step) for start in range(0, len(queries), step)]
 
     @staticmethod

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 # a key's bias that hides it: the weight is exactly 0 in any precision, and 0 times it stays 0 in the gradient
 HIDDEN = -30000.0
+# logits that are worked on at a time on a CPU: what a core's own cache holds
+LOGITS_AT_ONCE = 2**18
 
 
 def split_heads(hidden_states: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -50,10 +52,13 @@ def guarded_softmax(logits: torch.Tensor, is_causal: bool, first_row: int = 0) -
         logits: (..., rows, columns).
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1 + first_row)
-    seen = logits.masked_fill(future, -math.inf) if is_causal else logits
-    guarded = logits.clamp(min=seen.detach().amax(-1, keepdim=True) + guard(logits.dtype))
-    guarded = guarded.masked_fill(future, -math.inf) if is_causal else guarded
+    seen = logits.detach()
+    if is_causal:
+        future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1 + first_row)
+        seen = seen.masked_fill(future, -math.inf)
+    guarded = logits.clamp(min=seen.amax(-1, keepdim=True) + guard(logits.dtype))
+    if is_causal:
+        guarded = guarded.masked_fill(future, -math.inf)
     return guarded.softmax(-1)
 
 

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from .dot_product_attention import guarded_softmax, is_above_guard, masked_softmax
+from .dot_product_attention import LOGITS_AT_ONCE, guarded_softmax, is_above_guard, masked_softmax
 from .synthesizer_logits import Logits, expand_factors
 
 # query rows of a tile: as few as a product needs to be fast
 ROWS = 64
-# logits of a tile: what a core's own cache holds, or enough to keep an accelerator busy
-TILE_ON_CPU, TILE = 2**18, 2**25
+# logits of a tile that keep an accelerator busy
+TILE = 2**25
 
 
 class Tile(NamedTuple):
@@ -47,7 +47,7 @@ class Tile(NamedTuple):
 def tiles(values: torch.Tensor, is_causal: bool) -> Iterator[Tile]:
     """The tiles that cover the weights of (B, H, L, w) values."""
     batch, heads, length, _ = values.shape
-    largest = TILE_ON_CPU if values.device.type == "cpu" else TILE
+    largest = LOGITS_AT_ONCE if values.device.type == "cpu" else TILE
     rows = max(ROWS, largest // length)
     at_once = max(1, largest // (rows * length))
     for head in range(heads):

@@ -35,7 +35,7 @@ def small_tiles():
     """So that the few tokens of an example are several tiles, and several parts, of the fast forms."""
     with (
         patch.object(tiled_attention, "ROWS", 3),
-        patch.object(tiled_attention, "TILE_ON_CPU", 16),
-        patch.object(block_attention, "AT_ONCE", 32),
+        patch.object(tiled_attention, "LOGITS_AT_ONCE", 16),
+        patch.object(block_attention, "LOGITS_AT_ONCE", 32),
     ):
         yield
