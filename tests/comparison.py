@@ -1,6 +1,7 @@
 """How the tests compare two forms of an attention: outputs and every gradient."""
 
 import torch
+from variants import padding, random_ids
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -23,6 +24,18 @@ def gradients(form, attention, x, mask):
     probe = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1), dtype=outputs.dtype)
     (outputs * probe).sum().backward()
     return outputs.detach(), x.grad, {name: p.grad for name, p in attention.named_parameters()}
+
+
+def assert_same_without_gradients(model):
+    """A model's outputs for a few tokens, padded on either side, are the same where no gradient is wanted."""
+    ids = random_ids(3, 11)
+    for side in ("none", "left", "right", "hole"):
+        mask = padding(3, 11, side)
+        expected = model(ids, attention_mask=mask).last_hidden_state
+        with torch.no_grad():
+            actual = model(ids, attention_mask=mask).last_hidden_state
+        valid = slice(None) if mask is None else mask.bool()
+        torch.testing.assert_close(actual[valid], expected[valid], atol=1e-12, rtol=1e-10)
 
 
 def assert_same(actual, expected, tolerance):

@@ -9,7 +9,14 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from synkhorn.scripts import benchmark, benchmark_report, benchmark_throughput, benchmark_worker, report
+from synkhorn.scripts import (
+    benchmark,
+    benchmark_decode,
+    benchmark_report,
+    benchmark_throughput,
+    benchmark_worker,
+    report,
+)
 from synkhorn.scripts.benchmark_models import (
     BERT,
     FLOOR,
@@ -96,12 +103,17 @@ def test_models_are_of_a_family_and_compared_with_a_peer_of_their_kind():
         (["--models", "dnese"], "--models 'dnese' is unknown: choose among floor, sinkhorn"),
         (["--models", "dense+sinkhorn"], "--models 'dense\\+sinkhorn' is unknown"),
         (["--dtype", "int8"], "--dtype 'int8' is unknown"),
+        (["--phases", "backward"], "--phases 'backward' is unknown: choose among forward, forward\\+backward"),
         (["throughput", "--max_length", "100"], "--max_length 100 must be a multiple of 64"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         benchmark.main(arguments)
+
+
+def test_phases_are_measured_in_their_order():
+    assert benchmark.BenchmarkArguments(phases=[BOTH, FORWARD]).phases == [FORWARD, BOTH]
 
 
 class Job:
@@ -342,3 +354,26 @@ def test_the_machine_is_described_from_anywhere(tmp_path, monkeypatch):
     # where there is no git
     monkeypatch.setenv("PATH", "")
     assert "commit" not in report.machine()
+
+
+def test_tokens_per_second_are_measured_from_a_filled_cache(tmp_path):
+    sizes = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--vocab_size", "32"]
+    benchmark.main(
+        ["decode", *sizes, "--models", "sinkhorn", "dense+dot_product", "random", "gpt2", "llama", "--lengths", "64"]
+        + ["--batch_sizes", "2", "--tokens", "4", "--rounds", "2", "--output", str(tmp_path / "decode")]
+    )
+    results = json.loads((tmp_path / "decode.json").read_text())["results"]
+    assert [row["model"] for row in results] == ["sinkhorn", "dense+dot_product", "random", "gpt2", "llama"]
+    for row in results:
+        assert 0 < row["least"] <= row["tokens/s"] <= row["most"]
+        # at least the values of 64 tokens: 2 rows, 16 features of 4 bytes; Sinkhorn keeps one block and its summary
+        assert row["cache MB"] * 2**20 >= 64 * 2 * 16 * 4
+    text = (tmp_path / "decode.md").read_text()
+    assert "## Batch 2" in text and "| tokens/s at | 64 |" in text and "(1.00)" in text
+    assert (tmp_path / "decode.png").stat().st_size > 10_000
+
+
+def test_a_matrix_that_is_too_large_is_not_built():
+    arguments = benchmark_decode.parser().parse_args(["--models", "random", "--tokens", "1"])
+    (row,) = benchmark_decode.measure(32768, 1, arguments)
+    assert row["missing"] == "its matrices take 64 GB"

@@ -5,8 +5,10 @@ import pickle
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
-from variants import name_of, padding, random_ids, randomize, tiny_config
+from transformers import AutoModel
+from variants import name_of, padding, random_ids, randomize, tiny_config, tiny_sinkhorn_config
 
 import synkhorn
 from synkhorn.modeling.modeling_heads import pool
@@ -172,3 +174,26 @@ def test_gradients_of_shared_weights_in_half_precision(variant, dtype):
         module(states, mask)[0][mask].sum().backward()
     for (name, half), full in zip(attention.named_parameters(), exact.parameters(), strict=True):
         assert (half.grad - full.grad).abs().max() <= 0.05 * full.grad.abs().max().clamp(min=1), name
+
+
+@pytest.mark.parametrize(
+    "config",
+    [tiny_config(["dense", "dot_product"]), tiny_config(["factorized_random"])]
+    + [tiny_sinkhorn_config(is_causal=is_causal, use_cache=False) for is_causal in (False, True)],
+    ids=["dense+dot_product", "factorized_random", "sinkhorn", "sinkhorn-causal"],
+)
+def test_every_length_is_served_by_what_two_compiled(config):
+    torch._dynamo.reset()
+    config.num_hidden_layers = 1
+    model = randomize(AutoModel.from_config(config)).eval()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    counts = []
+    # Sinkhorn compiles once for lengths of whole blocks, and once for the others
+    for length in (9, 12, 13, 11):
+        ids, mask = random_ids(3, length), padding(3, length, "left")
+        expected = model(ids, attention_mask=mask).last_hidden_state
+        actual = compiled(ids, attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(actual[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
+        counts.append(counter.frame_count)
+    assert counts[1] == counts[-1]
