@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -182,11 +183,24 @@ class BackboneConfig(PreTrainedConfig):
             for token_id in value if isinstance(value, list) else [value]:
                 if token_id is not None and not 0 <= token_id < self.vocab_size:
                     raise ValueError(f"{token}_token_id={value} must lie in the vocabulary, 0 to {self.vocab_size - 1}")
-        if self.position_embedding_type == "rope" and self.head_dim % 2:
+        if self.position_embedding_type == "rope":
+            self.validate_rotary()
+
+    def validate_rotary(self):
+        if self.head_dim % 2:
             raise ValueError(
                 f"position_embedding_type='rope' needs an even head width, but hidden_size={self.hidden_size} over "
                 f"num_attention_heads={self.num_attention_heads} gives {self.head_dim}"
             )
+        if isinstance(self.rope_parameters, dict):
+            check_choice(
+                "rope_type", self.rope_parameters.get("rope_type", "default"), ["default", *ROPE_INIT_FUNCTIONS]
+            )
+            part = self.rope_parameters.get("partial_rotary_factor", 1.0)
+            if part != 1:
+                raise ValueError(
+                    f"partial_rotary_factor={part!r} in rope_parameters must be 1: all features are rotated"
+                )
 
     def length_fields(self, max_position_embeddings: int) -> dict[str, Any]:
         """The fields that change with the maximal length, with their new values."""

@@ -18,6 +18,8 @@ from synkhorn import (
 )
 from synkhorn.configuration.configuration_backbone import most_even_pair
 
+ROTARY = {"position_embedding_type": "rope", "synthesizers": ["dot_product"]}
+
 
 @pytest.mark.parametrize(
     ("fields", "words"),
@@ -35,9 +37,11 @@ from synkhorn.configuration.configuration_backbone import most_even_pair
         ({"position_embedding_type": "rope"}, ["position_embedding_type", "rope", "dot_product"]),
         ({"position_embedding_type": "alibi"}, ["position_embedding_type", "alibi", "sinusoidal"]),
         (
-            {"position_embedding_type": "rope", "synthesizers": ["dot_product"], "num_attention_heads": 6},
+            ROTARY | {"num_attention_heads": 6},
             ["rope", "num_attention_heads=6", "3"],
         ),
+        (ROTARY | {"rope_parameters": {"rope_type": "liner"}}, ["rope_type='liner'", "linear, dynamic, yarn"]),
+        (ROTARY | {"rope_parameters": {"partial_rotary_factor": 0.5}}, ["partial_rotary_factor=0.5", "1"]),
         ({"hidden_size": 19}, ["hidden_size=19", "num_attention_heads=3"]),
         ({"hidden_size": 0}, ["hidden_size", "0"]),
         ({"vocab_size": 0}, ["vocab_size", "0"]),
