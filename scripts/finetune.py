@@ -163,10 +163,12 @@ def card_texts(
     model_arguments: ModelArguments,
     finetuning: FinetuneArguments,
     data: DataArguments,
+    training: TrainingArguments,
     sizes: dict[str, int],
 ) -> dict[str, Any]:
     """What the model card says of a fine-tuned model and its data."""
     start = model_arguments.model_name_or_path
+    kept = f" The checkpoint with the best {training.metric_for_best_model} on the validation split was kept."
     how = "all its weights" if finetuning.lora_r is None else f"its head, and LoRA of rank {finetuning.lora_r}, merged"
     origin = "from scratch" if start is None else f"from the checkpoint `{Path(start).name}` ({how} trained)"
     return {
@@ -174,8 +176,7 @@ def card_texts(
         "splits": {"eval": f"{sizes['validation']:,} rows for validation"}
         | ({"test": f"{sizes['test']:,} rows for test"} if "test" in sizes else {}),
         "summary": f"A model for {task.pipeline_tag.replace('-', ' ')}, trained {origin}.",
-        "training": f"Trained on {sizes['train']:,} examples. The checkpoint with the best {task.best_metric} on the "
-        "validation split was kept.",
+        "training": f"Trained on {sizes['train']:,} examples." + (kept if training.load_best_model_at_end else ""),
         "limits": f"It knows what its {sizes['train']:,} examples show, and reads {task.max_length:,} tokens at a time"
         + (": what a longer document has beyond them is cut off." if task.cuts_documents else ", in windows."),
         **described(data),
@@ -236,7 +237,9 @@ def main(arguments: list[str] | None = None) -> Scores | None:
     card = CardTexts(
         use=task.use(Path(training.output_dir).resolve().name),
         command=command_line("finetune", [name, *rest]),
-        **card_texts(task, model_arguments, finetuning, data, {name: len(rows) for name, rows in splits.items()}),
+        **card_texts(
+            task, model_arguments, finetuning, data, training, {name: len(rows) for name, rows in splits.items()}
+        ),
     )
     trainer = FinetuneTrainer(
         model if finetuning.lora_r is None else with_lora(model, finetuning),

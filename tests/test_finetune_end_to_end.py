@@ -93,7 +93,9 @@ def test_several_classes_or_a_number_are_learned_from_the_kind_of_the_labels(mak
 def test_a_checkpoint_for_one_class_learns_to_tell_a_number(tmp_path):
     data, base = write_data(tmp_path, "classification", train=20), tmp_path / "base"
     short = ["--max_steps", "1", "--report_to", "none"]
-    finetune.main(["classification", *data, *from_scratch("sinkhorn"), *short, "--output_dir", str(base)])
+    last = ["--save_strategy", "no", "--load_best_model_at_end", "false"]
+    finetune.main(["classification", *data, *from_scratch("sinkhorn"), *short, *last, "--output_dir", str(base)])
+    assert "was kept" not in (base / "README.md").read_text()
     stars = write_data(
         tmp_path, "classification", train=20, maker=lambda draw: {"text": "x", "label": draw.randrange(5)}
     )
@@ -102,6 +104,7 @@ def test_a_checkpoint_for_one_class_learns_to_tell_a_number(tmp_path):
     results = finetune.main([*call, "--problem_type", "regression"])
     assert set(results) == {"r2", "mean_absolute_error", "root_mean_squared_error"}
     assert AutoConfig.from_pretrained(output).num_labels == 1
+    assert "The checkpoint with the best r2 on the validation split was kept." in (output / "README.md").read_text()
 
 
 def test_a_list_of_zeros_and_ones_is_no_list_of_classes(tmp_path):
