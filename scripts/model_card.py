@@ -157,21 +157,18 @@ def hyperparameters_of(training: TrainingArguments, state: TrainerState, model: 
 
 
 def draw_curves(history: list[dict[str, Any]], path: Path, metric: str) -> None:
-    """Draw training loss, validation loss and a validation metric of a `Trainer`'s log against the epoch."""
-    figure, (losses, metrics) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, key, label in (
-        (losses, "loss", "training"),
-        (losses, "eval_loss", "validation"),
-        (metrics, f"eval_{metric}", "validation"),
-    ):
-        points = [(entry["epoch"], float(entry[key])) for entry in history if key in entry]
-        if points:
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-            axis.legend()
-    losses.set(xlabel="epoch", ylabel="loss", title="Loss")
-    name = metric.replace("_", " ")
-    metrics.set(xlabel="epoch", ylabel=name, title=f"Validation {name}")
-    for axis in (losses, metrics):
+    """Draw training loss, validation loss and, where it was measured, a metric of a `Trainer`'s log over the epoch."""
+    measured = any(f"eval_{metric}" in entry for entry in history)
+    panels = [("loss", {"loss": "training", "eval_loss": "validation"})]
+    panels += [(metric.replace("_", " "), {f"eval_{metric}": "validation"})] if measured else []
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), layout="constrained", squeeze=False)
+    for axis, (name, curves) in zip(axes[0], panels, strict=True):
+        for key, label in curves.items():
+            points = [(entry["epoch"], float(entry[key])) for entry in history if key in entry]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+                axis.legend()
+        axis.set(xlabel="epoch", ylabel=name)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)

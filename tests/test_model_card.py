@@ -1,6 +1,7 @@
 """Model cards: a valid model-index, and a callback that reports what was measured of the model that is kept."""
 
 import json
+from importlib.resources import files
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from synkhorn.scripts.model_card import (
     CardTexts,
     ModelCardCallback,
     command_line,
+    draw_curves,
     hyperparameters_of,
     pipeline_use,
     write_model_card,
@@ -101,6 +103,12 @@ def test_the_callback_reports_the_model_that_is_kept(model, tmp_path):
         assert picture.size[0] > 800
 
 
+def test_what_was_not_measured_is_not_drawn(tmp_path):
+    draw_curves([{"loss": 1.0, "epoch": 0.5}, {"loss": 0.5, "epoch": 1.0}], tmp_path / "curves.png", "accuracy")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (600, 480)
+
+
 def test_only_the_first_process_writes(model, tmp_path):
     callback = ModelCardCallback(tmp_path / "plays", TEXTS, metric="accuracy")
     args, state = TrainingArguments(output_dir=str(tmp_path), use_cpu=True), TrainerState(is_world_process_zero=False)
@@ -131,11 +139,15 @@ def test_what_a_card_says_of_the_data(data, expected):
 
 
 def test_the_cards_of_the_quickstart_are_whole():
-    from importlib.resources import files
-
     for family in ("synthesizer", "sinkhorn"):
         folder = files("synkhorn.model_cards").joinpath(f"quickstart-{family}")
         card = ModelCard.load(str(folder / "README.md"))
         assert {result.metric_type for result in card.data.eval_results} == {"accuracy", "f1"}
         assert all(result.metric_value > 0.85 for result in card.data.eval_results)
         assert json.dumps(card.data.to_dict()) and f"--family {family}" in card.content
+
+
+def test_the_card_of_the_warm_start_says_where_it_started():
+    card = ModelCard.load(str(files("synkhorn.model_cards").joinpath("minilm-sinkhorn-2048/README.md")))
+    assert {result.metric_type for result in card.data.eval_results} == {"accuracy", "macro_f1"}
+    assert card.data.base_model and "synkhorn convert" in card.content and "synkhorn finetune" in card.content
