@@ -184,9 +184,9 @@ class BackboneConfig(PreTrainedConfig):
                 if token_id is not None and not 0 <= token_id < self.vocab_size:
                     raise ValueError(f"{token}_token_id={value} must lie in the vocabulary, 0 to {self.vocab_size - 1}")
         if self.position_embedding_type == "rope":
-            self.validate_rotary()
+            self.check_rotary()
 
-    def validate_rotary(self):
+    def check_rotary(self):
         if self.head_dim % 2:
             raise ValueError(
                 f"position_embedding_type='rope' needs an even head width, but hidden_size={self.hidden_size} over "
