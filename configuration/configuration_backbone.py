@@ -186,6 +186,7 @@ class BackboneConfig(PreTrainedConfig):
         if self.position_embedding_type == "rope":
             self.check_rotary()
 
+    # `@strict` would run anything named `validate_...`
     def check_rotary(self):
         if self.head_dim % 2:
             raise ValueError(
