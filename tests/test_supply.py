@@ -20,6 +20,7 @@ from synkhorn.scripts import pretrain
 
 # what exported code may import, beside the files of its own folder
 MODULES = {
+    "abc",
     "collections",
     "copy",
     "dataclasses",
