@@ -366,7 +366,7 @@ def test_tokens_per_second_are_measured_from_a_filled_cache(tmp_path):
     assert [row["model"] for row in results] == ["sinkhorn", "dense+dot_product", "random", "gpt2", "llama"]
     for row in results:
         assert 0 < row["least"] <= row["tokens/s"] <= row["most"]
-        # at least the values of 64 tokens: 2 rows, 16 features of 4 bytes; Sinkhorn keeps one block and its summary
+        # at least the values: 64 tokens in 2 rows, 16 features of 4 bytes
         assert row["cache MB"] * 2**20 >= 64 * 2 * 16 * 4
     text = (tmp_path / "decode.md").read_text()
     assert "## Batch 2" in text and "| tokens/s at | 64 |" in text and "(1.00)" in text

@@ -182,7 +182,7 @@ def test_gradients_of_shared_weights_in_half_precision(variant, dtype):
     + [tiny_sinkhorn_config(is_causal=x, use_cache=False, max_position_embeddings=29) for x in (False, True)],
     ids=["dense+dot_product", "factorized_random", "sinkhorn", "sinkhorn-causal"],
 )
-def test_every_length_is_served_by_what_two_compiled(config):
+def test_two_compilations_serve_every_length(config):
     torch._dynamo.reset()
     config.num_hidden_layers = 1
     model = randomize(AutoModel.from_config(config)).eval()

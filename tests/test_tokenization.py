@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from synkhorn import SynthesizerConfig, byte_tokenizer, token_fields, train_tokenizer
+from synkhorn import SynthesizerConfig
+from synkhorn.tokenization.tokenization_synkhorn import byte_tokenizer, token_fields, train_tokenizer
 
 TEXTS = ["the cat sat on the mat", "der Hund saß auf der Matte", "猫坐在垫子上", "a\n\tb  c", "🙂🙃"] * 20
 TOKENIZERS = {"bytes": byte_tokenizer(), "bpe": train_tokenizer(TEXTS, vocab_size=300, show_progress=False)}

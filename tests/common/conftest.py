@@ -27,6 +27,7 @@ def pytest_collection_modifyitems(items):
             continue
         # what Transformers calls slow takes seconds here, or an accelerator
         item.own_markers = [mark for mark in item.own_markers if mark.name != "slow"]
+        # each reason stands in `not_run.py`: nothing is skipped without one
         reason = reason_of(name_of(item), LEFT_OUT)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
