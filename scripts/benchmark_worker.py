@@ -25,6 +25,7 @@ PHASES = [FORWARD, BOTH]
 # a turn is so long, so that short steps do not find the processor's caches cold
 TURN_SECONDS = 0.3
 SPARED_BYTES = 2 * 2**30
+LEAVE_SECONDS = 2.0
 # processes are copies of one that has imported all that they need, which saves seconds and memory for each
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload([f"{__package__}.benchmark"])
@@ -79,9 +80,11 @@ class Worker:
         return answer
 
     def end(self) -> None:
+        # a process that waits for a question leaves by itself; one that works is stopped
+        self.connection.close()
+        self.process.join(LEAVE_SECONDS)
         self.process.kill()
         self.process.join()
-        self.connection.close()
 
 
 def serve(connection: Any, limit: int | None, job: Callable, args: tuple) -> None:

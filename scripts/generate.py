@@ -98,6 +98,8 @@ def read_prompts(arguments: PromptArguments) -> list[str]:
     for number, line in enumerate(lines, start=1):
         try:
             prompts.append(json.loads(line)["prompt"])
+            if not isinstance(prompts[-1], str):
+                raise TypeError(f"{prompts[-1]!r} is no text")
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f'prompt_file={arguments.prompt_file!r}: prompt {number} is {line[:80]!r}, not {{"prompt": ...}}'

@@ -122,6 +122,24 @@ def test_the_table_pairs_seeds():
     ]
 
 
+def test_the_table_of_one_seed_has_no_spread():
+    results = [
+        {"factor": "base", "setting": "", "accuracy": [0.5], "training_loss": [1.0]},
+        {"factor": "clipping", "setting": "off", "accuracy": [0.6], "training_loss": [1.5]},
+    ]
+    assert ablate.table(results, "accuracy")[2:] == [
+        "| base |  | 0.5000 |  | 1.0000 |",
+        "| clipping | off | 0.6000 | +0.1000 | 1.5000 |",
+    ]
+
+
+def test_a_metric_that_was_not_measured_is_an_error(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate, "run", lambda *_: {"accuracy": 0.5, "training_loss": 1.0})
+    (tmp_path / "grid.json").write_text(json.dumps({"base": base, "factors": {}}))
+    with pytest.raises(ValueError, match="metric='f1' was not measured: choose one of accuracy, training_loss"):
+        ablate.main(["--grid", str(tmp_path / "grid.json"), "--steps", "1", "--metric", "f1", "--output_dir", "out"])
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from safetensors.torch import save_file
 from test_convert import source_model
@@ -180,6 +181,25 @@ def test_what_does_not_fit_is_an_error(class_name, options, message):
 def test_a_source_that_computes_something_else_is_an_error(class_name, fields, message):
     with pytest.raises(ValueError, match=message):
         convert(source_model(class_name, **fields), to="synthesizer")
+
+
+def test_a_source_with_pruned_heads_is_an_error():
+    source = source_model("BertModel")
+    value = source.encoder.layer[1].attention.self.value
+    value.weight = torch.nn.Parameter(value.weight[:18].clone())
+    with pytest.raises(
+        ValueError, match=r"1.attention.self.value.weight has shape \(18, 36\), but must have \(36, 36\)"
+    ):
+        convert(source, to="synthesizer")
+
+
+def test_a_converted_model_is_saved_without_a_tokenizer(tmp_path):
+    conversion = convert(source_model("BertModel"), to="synthesizer")
+    conversion.save_pretrained(tmp_path / "converted")
+    assert not list((tmp_path / "converted").glob("tokenizer*"))
+    loaded = transformers.AutoModel.from_pretrained(tmp_path / "converted")
+    ids = torch.arange(1, 17)[None]
+    assert torch.equal(loaded(ids).last_hidden_state, conversion.model.eval()(ids).last_hidden_state)
 
 
 def test_a_folder_without_a_tokenizer_is_an_error_and_writes_nothing(tmp_path):

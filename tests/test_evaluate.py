@@ -117,6 +117,10 @@ def test_errors_say_what_to_do(causal_models, tmp_path, monkeypatch):
     assert "max_length=25 must be 1 to 24" in error_of([*call, "--max_length", "25"])
     assert "stride=23 must be 0 to 22" in error_of([*call, "--stride", "23"])
     assert "confidence=95.0 must lie between 0 and 1" in error_of([*call, "--confidence", "95"])
+    assert "batch_size=0 must be at least 1" in error_of([*call, "--batch_size", "0"])
+    (tmp_path / "short.txt").write_text("x\ny\n")
+    bare = ["language-modeling", "--model_name_or_path", str(causal_models / "bare")]
+    assert "no token to predict: give longer" in error_of([*bare, "--test_files", str(tmp_path / "short.txt")])
     assert "leave --streaming out" in error_of([*call, "--streaming"])
     assert "needs validation" in error_of([*call, "--split", "validation"])
     assert "is for causal language models" in error_of(["classification", *source, "--lm_eval", "lambada"])

@@ -235,9 +235,31 @@ def test_bad_input_is_an_error_that_says_what_to_do(tmp_path):
     assert {path.name for path in output.iterdir()} == {"run.json"}
     finetune.main([*call, "--max_steps", "1"])
     assert "holds a run with other arguments: max_steps 1, now 2" in error_of([*call, "--max_steps", "2"])
+    choices = ["multiple-choice", *call[1:]]
+    assert "holds a run of finetune classification: choose a new folder" in error_of(choices)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").write_text("mine")
     assert "choose a new folder" in error_of([*call, "--output_dir", str(tmp_path / "full")])
+
+
+def test_choices_without_a_question_in_one_column_of_lists(tmp_path):
+    def endings(draw: random.Random) -> dict:
+        row = MAKERS["multiple-choice"](draw)
+        return {"sent1": row["sent1"], "endings": [row["ending0"], row["ending1"], "so"], "label": row["label"]}
+
+    data = write_data(tmp_path, "multiple-choice", train=8, test=4, maker=endings)
+    call = ["multiple-choice", *data, *from_scratch("sinkhorn"), "--max_steps", "1"]
+    call += ["--choice_columns", "endings", "--question_column", "none", "--metric_for_best_model", "loss"]
+    finetune.main([*call, "--output_dir", str(tmp_path / "model")])
+    rows, right = rows_of(tmp_path / "model/predictions.jsonl"), rows_of(tmp_path / "test.jsonl")
+    assert [row["text"] for row in rows] == [
+        example["endings"][row["prediction"]] for row, example in zip(rows, right, strict=True)
+    ]
+    assert "with the best loss" in (tmp_path / "model/README.md").read_text()
+    for wrong, counts in ((["a"],), "[1]"), ((["a", "b"], ["a", "b", "c"]), "[2, 3]"):
+        write_jsonl(tmp_path / "test.jsonl", [{"sent1": "Read.", "endings": row, "label": 0} for row in wrong])
+        message = error_of([*call, "--output_dir", str(tmp_path / "other")])
+        assert f"choice_columns=['endings'] hold {counts} choices: every row needs the same number, at" in message
 
 
 def test_documents_longer_than_the_model_are_counted(tmp_path, capsys):

@@ -159,6 +159,14 @@ def test_no_answer_is_given_by_the_threshold():
         strict.prepare(examples, "test")
 
 
+def test_a_span_of_spaces_is_no_answer():
+    task = question_answering(byte_tokenizer())
+    row = task.row({"question": "Where?", "answers": {"text": ["Rome"]}}, "In  Rome", [(9.0, 2, 4), (1.0, 4, 8)], 0.0)
+    assert row["prediction"] == "Rome"
+    with pytest.raises(ValueError, match="max_answer_length=0 must be at least 1"):
+        QuestionAnsweringArguments(max_answer_length=0)
+
+
 def test_a_long_question_is_cut_and_said(capsys):
     task = question_answering(byte_tokenizer(), max_question_length=5)
     inputs = task.prepare(squad([WORDS[0]], question="where is it to be found?"), "test")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 from variants import randomize, tiny_config, tiny_sinkhorn_config
 
 import synkhorn
@@ -159,6 +159,7 @@ def test_bad_arguments(checkpoint, options, message):
     [
         ("empty.txt", " \n\n", "is empty: write one prompt a line"),
         ("bad.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', r"prompt 2 is '\{\"text\": \"b\"\}', not"),
+        ("bad.jsonl", '{"prompt": 7}\n', r"prompt 1 is '\{\"prompt\": 7\}', not"),
     ],
 )
 def test_bad_files(checkpoint, name, content, message, tmp_path):
@@ -171,6 +172,44 @@ def test_a_jsonl_file_of_prompts(checkpoint, tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a\\nb"}\n{"prompt": "c"}\n')
     rows = generate.main([str(checkpoint), "--prompt_file", str(tmp_path / "prompts.jsonl"), "--max_new_tokens", "2"])
     assert [row["prompt"] for row in rows] == ["a\nb", "c"]
+
+
+def test_a_checkpoint_says_how_much_follows(checkpoint):
+    GenerationConfig(max_new_tokens=4, eos_token_id=2, pad_token_id=0).save_pretrained(checkpoint)
+    (row,) = generate.main([str(checkpoint), "--prompt", "One"])
+    assert row["continuation"] == alone(checkpoint, "One", max_new_tokens=4)
+
+
+def test_what_a_smaller_model_drafts_changes_nothing(checkpoint, tmp_path):
+    model = synkhorn_class(checkpoint).from_pretrained(checkpoint)
+    randomize(model, 5).save_pretrained(tmp_path / "draft")
+    options = ["--prompt", "One", "--max_new_tokens", "9", "--assistant_model", str(tmp_path / "draft")]
+    assert generate.main([str(checkpoint), *options])[0]["continuation"] == alone(checkpoint, "One", max_new_tokens=9)
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(checkpoint):
+    tokenizer = synkhorn.byte_tokenizer(model_max_length=32, is_causal=True)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(checkpoint)
+    rows = generate.main([str(checkpoint), "--prompt", *PROMPTS, "--max_new_tokens", "4"])
+    assert rows == [{"prompt": p, "continuation": alone(checkpoint, p, max_new_tokens=4)} for p in PROMPTS]
+
+
+def test_a_prompt_of_no_tokens_is_an_error(checkpoint):
+    tokenizer = synkhorn.byte_tokenizer(model_max_length=32, is_causal=True)
+    tokenizer.backend_tokenizer.post_processor = None
+    tokenizer.save_pretrained(checkpoint)
+    with pytest.raises(ValueError, match=r"prompt 2 \(''\) has no tokens"):
+        generate.main([str(checkpoint), "--prompt", "One", ""])
+
+
+def test_a_model_without_a_limit_of_length(tmp_path):
+    tokenizer = synkhorn.byte_tokenizer(is_causal=True)
+    sizes = {"hidden_size": 8, "state_size": 4, "num_hidden_layers": 1, "vocab_size": len(tokenizer)}
+    MambaForCausalLM(MambaConfig(**sizes, eos_token_id=None)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (row,) = generate.main([str(tmp_path), "--prompt", 40 * "long ", "--max_new_tokens", "3"])
+    assert row["prompt"] == 40 * "long "
 
 
 def test_no_causal_model(tmp_path):

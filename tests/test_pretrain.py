@@ -226,6 +226,21 @@ def test_a_trained_tokenizer_is_kept_and_a_file_of_arguments_overridden(tmp_path
     assert model.config.block_size == 8 and model.config.vocab_size == len(tokenizer)
 
 
+def test_a_checkpoint_goes_on_at_a_greater_length(texts, tmp_path):
+    pretrain.main(pretraining(texts, tmp_path / "short", max_steps=1))
+    options = {"model_name_or_path": tmp_path / "short", "max_steps": 1}
+    with pytest.raises(ValueError, match=r"max_length=64 is more than .*=32: lower it, or make the model longer by"):
+        pretrain.main(pretraining(texts, tmp_path / "other", max_length=64, **options))
+    longer = {"max_position_embeddings": 64}
+    pretrain.main(pretraining(texts, tmp_path / "long", config=longer, max_length=64, **options))
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "long").config.max_position_embeddings == 64
+    tokenizer = synkhorn.byte_tokenizer()
+    tokenizer.add_tokens([f"<{i}>" for i in range(9)])
+    tokenizer.save_pretrained(tmp_path / "larger")
+    with pytest.raises(ValueError, match="tokens, more than the model's vocab_size=.*: leave out tokenizer_name"):
+        pretrain.main(pretraining(texts, tmp_path / "third", tokenizer_name=tmp_path / "larger", **options))
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import configs, implementations, mask_of, optional, padded_rows, seeds
 from torch.func import functional_call
@@ -89,9 +89,17 @@ def test_attention_with_weights_that_the_batch_shares(mask, seed, is_causal):
 TERMS = [("queries", "keys"), ("key_bias",), ("matrix",), ("matrix", "matrix_scale"), ("slow", "fast")]
 
 
-@given(masks, seeds, widths, st.booleans(), st.lists(st.sampled_from(TERMS), min_size=1, max_size=4), st.booleans())
-def test_attention_in_tiles(mask, seed, width, is_causal, terms, is_shared):
-    """The backward pass is our own: for every set of terms that logits have."""
+@given(
+    masks,
+    seeds,
+    widths,
+    st.booleans(),
+    st.lists(st.sampled_from(TERMS), min_size=1, max_size=4),
+    st.booleans(),
+    st.sets(st.sampled_from(["values", *Logits._fields])),
+)
+def test_attention_in_tiles(mask, seed, width, is_causal, terms, is_shared, constants):
+    """The backward pass is our own: for every set of terms that logits have, and every set that wants gradients."""
     draw, (batch, length) = draws(seed), mask.shape
     shapes = {
         "queries": (1 if is_shared else batch, 2, length, width),
@@ -108,7 +116,9 @@ def test_attention_in_tiles(mask, seed, width, is_causal, terms, is_shared):
         logits = Logits(**dict(zip(names, tensors, strict=True)))
         return tiled_attention(logits, values, optional(mask), is_causal)
 
-    check(outputs, draw(batch, 2, length, 3), *(draw(*shapes[name]) for name in names))
+    assume(not {"values", *names} <= constants)
+    inputs = {"values": draw(batch, 2, length, 3)} | {name: draw(*shapes[name]) for name in names}
+    check(outputs, *(tensor.requires_grad_(name not in constants) for name, tensor in inputs.items()))
 
 
 @given(

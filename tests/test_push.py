@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from loopback_hub import loopback_hub
+from transformers import AutoModelForSequenceClassification
 from variants import randomize, tiny_config, tiny_sinkhorn_config
 
 import synkhorn
@@ -85,6 +86,19 @@ def test_to_a_folder(checkpoint, tmp_path):
     assert all((target / name).read_bytes() == (checkpoint / name).read_bytes() for name in names)
     with pytest.raises(FileExistsError, match="to=.*publish' exists: choose a new folder"):
         push.main([str(checkpoint), "--to", str(target)])
+
+
+def test_weights_in_several_files(checkpoint, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    model.save_pretrained(checkpoint, max_shard_size="4KB")
+    parts = sorted(path.name for path in checkpoint.glob("*.safetensors"))
+    assert len(parts) > 1
+    push.main([str(checkpoint), "--to", str(tmp_path / "published")])
+    assert {*parts, "model.safetensors.index.json"} < {path.name for path in (tmp_path / "published").iterdir()}
+    (checkpoint / parts[1]).unlink()
+    with pytest.raises(ValueError, match=f"my-model' has no {parts[1]}: save the model again"):
+        push.main([str(checkpoint), "--to", str(tmp_path / "again")])
 
 
 @pytest.mark.parametrize("missing", ["README.md", "model.safetensors", "config.json", "left_alignment.py"])

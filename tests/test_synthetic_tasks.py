@@ -68,12 +68,12 @@ def test_chance_is_what_the_best_guess_earns():
 )
 def test_training_writes_its_figures(task, sizes, models, tmp_path):
     tiny = ["--vocab_size", "5", "--block_size", "3", "--hidden_size", "8", "--num_attention_heads", "2"]
-    tiny += ["--steps", "2", "--eval_every", "1", "--batch_size", "2", "--eval_size", "4", "--threads", "1"]
+    tiny += ["--steps", "3", "--eval_every", "2", "--batch_size", "2", "--eval_size", "4", "--threads", "1"]
     output = tmp_path / "figures" / task
     results = train_synthetic.main([task, *sizes, *tiny, "--output", str(output)])
     assert [result["model"] for result in results] == models
     for result in results:
-        assert [point["step"] for point in result["points"]] == [0, 1, 2]
+        assert [point["step"] for point in result["points"]] == [0, 2, 3]
         assert all(0 <= point["exact match"] <= point["accuracy"] <= 1 for point in result["points"])
     assert json.loads(output.with_suffix(".json").read_text())["results"] == results
     assert f"| {models[0]} |" in output.with_suffix(".md").read_text()
@@ -100,6 +100,8 @@ def test_balancing_moves_a_causal_sort_to_the_previous_block(tmp_path):
     masses = causal_balancing.main(["--samples", "50", "--num_blocks", "6", "--output", str(output)])
     means = [sum(mass) / len(mass) for mass in masses.values()]
     assert means == sorted(means)
+    with pytest.raises(ValueError, match="num_blocks=3 is too small: from 4 on"):
+        causal_balancing.main(["--num_blocks", "3", "--output", str(output)])
     # a softmax of random rows prefers nothing; with 60 iterations next to nothing of the logits is left
     assert masses[0][-1] < 0.4 and min(masses[60]) > 0.9
     assert "| no preference | 0.500 | 0.250 | 0.200 |" in output.with_suffix(".md").read_text()

@@ -7,11 +7,13 @@ import re
 import pytest
 import torch
 from PIL import Image
+from transformers import BertConfig, BertModel
 
 from synkhorn import (
     SinkhornConfig,
     SinkhornForCausalLM,
     SynthesizerConfig,
+    SynthesizerForCausalLM,
     SynthesizerForMaskedLM,
     byte_tokenizer,
     token_fields,
@@ -32,8 +34,8 @@ SIZES = {
 @pytest.fixture
 def save(tmp_path):
     def save(model_class, config_class, with_tokenizer=True, **fields):
-        tokenizer = byte_tokenizer(is_causal=model_class is SinkhornForCausalLM)
-        model = model_class(config_class(**SIZES, **fields, **token_fields(tokenizer)))
+        tokenizer = byte_tokenizer(is_causal=model_class in (SinkhornForCausalLM, SynthesizerForCausalLM))
+        model = model_class(config_class(**SIZES | fields, **token_fields(tokenizer)))
         folder = tmp_path / "checkpoint"
         model.save_pretrained(folder)
         if with_tokenizer:
@@ -109,6 +111,24 @@ def test_members_of_a_mixture_make_up_its_weights(save):
     assert picture.rows[1].titles == ["head 0 (1.00)", "head 1 (0.00)"]
 
 
+def test_a_causal_model_attends_to_the_past_alone_and_a_plain_sum_has_no_shares(save):
+    fields = {"synthesizers": ["random", "dot_product"], "mixture_weighting": "sum"}
+    folder = save(SynthesizerForCausalLM, SynthesizerConfig, **fields)
+    model, tokenizer = visualize.load(visualize.parser().parse_args([folder, "--text", TEXT]))
+    picture = visualize.attention_picture(model, visualize.encode(TEXT, model, tokenizer, 24)[0], tokenizer)
+    assert len(picture.rows) == 6
+    for row in picture.rows:
+        assert not row.matrices.triu(1).any() and row.titles == ["head 0", "head 1"]
+        torch.testing.assert_close(row.matrices.sum(-1), torch.ones(row.matrices.shape[:-1]))
+
+
+def test_a_long_text_is_drawn_without_its_words(save, tmp_path):
+    folder = save(SynthesizerForMaskedLM, SynthesizerConfig, max_position_embeddings=80)
+    (width, height), page = draw(folder, tmp_path, "--text", 20 * "film ", "--layers", "0")
+    assert 500 < width < 4000 and 300 < height < 4000
+    check_page(page, layers=1)
+
+
 def test_sort_matrices_have_the_text_of_their_blocks(save):
     folder = save(SinkhornForCausalLM, SinkhornConfig, block_size=5)
     model, tokenizer = visualize.load(visualize.parser().parse_args([folder, "--text", TEXT]))
@@ -132,6 +152,9 @@ def test_wrong_arguments_are_named(save, tmp_path):
         visualize.main([folder, "--file", str(tmp_path / "missing.txt")])
     with pytest.raises(ValueError, match="checkpoint '.*nowhere' is neither a folder"):
         visualize.main([str(tmp_path / "nowhere"), "--text", TEXT])
+    BertModel(BertConfig(**SIZES, vocab_size=300)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="bert' is a bert model: choose one of the families sinkhorn, synthesizer"):
+        visualize.main([str(tmp_path / "bert"), "--text", TEXT])
     with pytest.raises(ValueError, match="has no tokenizer: .*--tokenizer"):
         visualize.main([folder, "--text", TEXT])
     byte_tokenizer().save_pretrained(tmp_path / "tokenizer")

@@ -66,7 +66,7 @@ class MultipleChoice(FinetuneTask):
         columns = [examples[column] for column in self.arguments.choice_columns]
         choices = list(columns[0]) if len(columns) == 1 else [list(row) for row in zip(*columns, strict=True)]
         counts = {len(row) if isinstance(row, list) else 1 for row in choices}
-        if len(counts) > 1 or counts < {2}:
+        if len(counts) > 1 or min(counts) < 2:
             raise ValueError(
                 f"choice_columns={self.arguments.choice_columns} hold {sorted(counts)} choices: every row needs the "
                 "same number, at least 2"
