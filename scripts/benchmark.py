@@ -4,8 +4,8 @@ faster than, and their peers.
 
 Every model lives in a process of its own, and they take turns, one running at a time, so that a drift of the machine
 hits all alike; ratios are taken round by round. The floor is the same trunk with the identity between an attention's
-projections. The results are Markdown tables, JSON and plots. `decode` measures generation, and `throughput` fine-tuning
-on real reviews, with arguments of their own.
+projections. The results are Markdown tables, JSON and plots. `decode` measures generation, `throughput` fine-tuning on
+real reviews, and `profile` the operators of a step, with arguments of their own.
 
     python -m synkhorn.scripts.benchmark
     python -m synkhorn.scripts.benchmark --models floor bert sinkhorn dense+dot_product --lengths 1024 2048 4096
@@ -13,6 +13,7 @@ on real reviews, with arguments of their own.
     MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 python -m synkhorn.scripts.benchmark
     python -m synkhorn.scripts.benchmark decode --help
     python -m synkhorn.scripts.benchmark throughput --help
+    python -m synkhorn.scripts.benchmark profile --help
 """
 
 import math
@@ -25,14 +26,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from . import benchmark_decode, benchmark_throughput
+from . import benchmark_decode, benchmark_profile, benchmark_throughput
 from .arguments import parse
 from .benchmark_models import BERT, FLOOR, GPT2, MODELS, Sizes, check_models
 from .benchmark_report import growth, growth_table, plots, tables, with_ratios
 from .benchmark_worker import PHASES, Failed, Settings, Steps, Worker
 from .report import about_line, machine, write_report
 
-SUBCOMMANDS = {"decode": benchmark_decode.main, "throughput": benchmark_throughput.main}
+SUBCOMMANDS = {
+    "decode": benchmark_decode.main,
+    "profile": benchmark_profile.main,
+    "throughput": benchmark_throughput.main,
+}
 # measured however long they take: the others' ratios are to them
 REFERENCES = (FLOOR, BERT, GPT2)
 

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from synkhorn.scripts import (
     benchmark,
     benchmark_decode,
+    benchmark_profile,
     benchmark_report,
     benchmark_throughput,
     benchmark_worker,
@@ -367,6 +368,29 @@ def test_documents_per_second_leave_out_the_batch_that_warms_up():
     floor, dense = benchmark_throughput.summary(rows, batches)
     assert (floor["documents/s"], dense["documents/s"], dense["tokens/s"]) == (4, 2, 192)
     assert dense["speed times floor"] == 0.5 and "speed times peer" not in dense
+
+
+def test_a_profile_adds_up_to_the_step(tmp_path):
+    tiny = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--vocab_size", "32"]
+    output = tmp_path / "profile"
+    call = ["profile", *tiny, "--models", FLOOR, BERT, "--length", "512", "--steps", "3", "--output", str(output)]
+    benchmark.main(call)
+    measured = json.loads(output.with_suffix(".json").read_text())["milliseconds"]
+    fused = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    for phase, models in measured.items():
+        assert fused in models[BERT] and fused not in models[FLOOR]
+        assert (f"{fused}_backward" in models[BERT]) == (phase == BOTH)
+        table = benchmark_profile.rows(models)
+        for column, times in enumerate(models.values()):
+            own = sum(row[column] for row in table.values())
+            assert own == pytest.approx(sum(times.values()) - times["step"])
+            # the profiler itself takes some
+            assert 0.5 * times["step"] < own
+        assert len(table) < len(models[BERT])
+    text = output.with_suffix(".md").read_text()
+    assert text.count(f"| `{fused}` | 0.0 |") == 2 and text.count("| a step without the profiler |") == 2
+    with pytest.raises(ValueError, match="--phases backward is unknown: choose among forward, forward"):
+        benchmark.main([*call, "--phases", "backward"])
 
 
 def test_the_machine_is_described_from_anywhere(tmp_path, monkeypatch):
