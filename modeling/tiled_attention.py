@@ -64,7 +64,7 @@ def tile_logits(terms: Logits, tile: Tile) -> torch.Tensor:
     if terms.queries is not None:
         parts.append(tile.of_rows(terms.queries) @ tile.of_columns(terms.keys).transpose(-1, -2))
     if terms.key_bias is not None:
-        parts.append(tile.of_columns(terms.key_bias)[:, None])
+        parts.append(tile.of_columns(terms.key_bias)[:, None].expand(-1, tile.rows.stop - tile.rows.start, -1))
     if terms.matrix is not None:
         matrix = tile.of_matrix(terms.matrix)
         parts.append(matrix[None] if terms.matrix_scale is None else matrix[None] * terms.matrix_scale[tile.head])

@@ -1,25 +1,19 @@
 """What holds for every configuration of both families, every length, padding and precision, on examples drawn."""
 
 import copy
-import tempfile
-from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import torch
-import transformers
 from comparison import TOLERANCE, assert_same, eager, gradients, sdpa
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sinkhorn_loop import loop_attention as sinkhorn_loop
 from strategies import VOCABULARY, configs, implementations, mask_of, optional, padded_rows, seeds
 from synthesizer_loop import loop_attention as synthesizer_loop
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from variants import randomize
 
 from synkhorn import SinkhornModel, SynthesizerModel
 from synkhorn.configuration.configuration_backbone import BackboneConfig
-from synkhorn.hub_export import export_code
 from synkhorn.modeling.dot_product_attention import split_heads
 
 LOOPS = {"sinkhorn": sinkhorn_loop, "synthesizer": synthesizer_loop}
@@ -218,35 +212,3 @@ def test_resizing_keeps_what_was_learned(data, config, seed):
     for size in (data.draw(st.integers(length, 3 * length)), shorter):
         model.resize_max_position_embeddings(size)
         torch.testing.assert_close(model(ids).last_hidden_state, expected, atol=1e-9, rtol=1e-9)
-
-
-@pytest.fixture(scope="module")
-def remote_models(tmp_path_factory):
-    """The base models as remote code has them, from the source files that a checkpoint brings along."""
-    layers = transformers.cache_utils
-    with patch.dict(layers.DYNAMIC_LAYER_TYPE_MAPPING), patch.dict(layers.STATIC_LAYER_TYPE_MAPPING):
-        folders = {family: tmp_path_factory.mktemp(family) for family in MODELS}
-        for family, folder in folders.items():
-            export_code(family, folder)
-        yield {
-            family: get_class_from_dynamic_module(f"modeling_{family}.{model.__name__}", str(folders[family]))
-            for family, model in MODELS.items()
-        }
-
-
-@given(configs(), seeds, st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
-def test_saving_and_loading_change_nothing(remote_models, config, seed, dtype):
-    model = model_of(config, seed).to(dtype)
-    ids = torch.randint(0, VOCABULARY, (2, config.max_position_embeddings))
-    expected = model(ids).last_hidden_state
-    # the code is the same for all
-    with tempfile.TemporaryDirectory() as folder, patch.object(BackboneConfig, "export_code", None):
-        first, second = Path(folder, "first"), Path(folder, "second")
-        model.save_pretrained(first)
-        loaded = transformers.AutoModel.from_pretrained(first, dtype=dtype)
-        remote = remote_models[config.model_type].from_pretrained(first, dtype=dtype)
-        for same in (loaded, remote):
-            assert torch.equal(same(ids).last_hidden_state, expected)
-            same.save_pretrained(second)
-            for name in ("config.json", "model.safetensors"):
-                assert (second / name).read_bytes() == (first / name).read_bytes()
