@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from . import benchmark_decode, benchmark_profile, benchmark_throughput
 from .arguments import parse
-from .benchmark_models import BERT, FLOOR, GPT2, MODELS, Sizes, check_models
+from .benchmark_models import BERT, FLOOR, GPT2, MODELS, SizeArguments, check_models
 from .benchmark_report import growth, growth_table, plots, tables, with_ratios
 from .benchmark_worker import PHASES, Failed, Settings, Steps, Worker
 from .report import about_line, machine, write_report
@@ -43,7 +43,7 @@ REFERENCES = (FLOOR, BERT, GPT2)
 
 
 @dataclass
-class BenchmarkArguments:
+class BenchmarkArguments(SizeArguments):
     models: list[str] = field(
         default_factory=lambda: ["all"],
         metadata={"help": f"{', '.join(MODELS)}, other Synthesizer members joined by +, any with _causal; or all."},
@@ -65,10 +65,6 @@ class BenchmarkArguments:
         },
     )
     memory_limit: float = field(default=8.0, metadata={"help": "Gigabytes that a model may take (not on a GPU)."})
-    hidden_size: int = field(default=256, metadata={"help": "Width."})
-    num_hidden_layers: int = field(default=4, metadata={"help": "Layers."})
-    num_attention_heads: int = field(default=4, metadata={"help": "Heads."})
-    vocab_size: int = field(default=8192, metadata={"help": "Tokens of the vocabulary."})
     output: str = field(
         default="benchmarks/speed", metadata={"help": "Path without ending of the tables, JSON and plots."}
     )
@@ -110,7 +106,7 @@ class Entrant:
         if all("missing" in row for row in self.rows):
             return
         arguments = self.arguments
-        sizes = Sizes.asked_for(arguments, length)
+        sizes = arguments.sizes(length)
         settings = Settings(arguments.batch_size, arguments.device, arguments.threads)
         limit = arguments.memory_limit if arguments.device == "cpu" else None
         self.worker = Worker(Steps, self.model, self.dtype, sizes, settings, memory_gigabytes=limit)

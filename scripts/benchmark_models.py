@@ -6,7 +6,7 @@ gated has two thirds of the others' width, so that it has as many weights.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -46,12 +46,6 @@ class Sizes:
     num_attention_heads: int = 4
     vocab_size: int = 8192
 
-    @classmethod
-    def asked_for(cls, arguments: Any, length: int) -> "Sizes":
-        """Those that a command's arguments name, at a length."""
-        names = [field.name for field in fields(cls) if field.name != "length"]
-        return cls(length, **{name: getattr(arguments, name) for name in names})
-
     @property
     def fields(self) -> dict[str, int]:
         """The sizes by the names that most configurations have."""
@@ -64,6 +58,20 @@ class Sizes:
             "max_position_embeddings": self.length,
             "pad_token_id": 0,
         }
+
+
+@dataclass
+class SizeArguments:
+    """The sizes of all models of a benchmark."""
+
+    hidden_size: int = field(default=256, metadata={"help": "Width."})
+    num_hidden_layers: int = field(default=4, metadata={"help": "Layers."})
+    num_attention_heads: int = field(default=4, metadata={"help": "Heads."})
+    vocab_size: int = field(default=8192, metadata={"help": "Tokens of the vocabulary, of a tokenizer too."})
+
+    def sizes(self, length: int) -> Sizes:
+        """Those of a model that takes sequences of `length`."""
+        return Sizes(length, self.hidden_size, self.num_hidden_layers, self.num_attention_heads, self.vocab_size)
 
 
 class PassValues(torch.autograd.Function):

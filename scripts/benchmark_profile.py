@@ -16,7 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from .arguments import parse
-from .benchmark_models import BERT, FLOOR, Sizes, check_models
+from .benchmark_models import BERT, FLOOR, SizeArguments, check_models
 from .benchmark_worker import PHASES, Settings, Steps
 from .report import about_line, machine, write_report
 
@@ -26,7 +26,7 @@ OTHERS = "others"
 
 
 @dataclass
-class ProfileArguments:
+class ProfileArguments(SizeArguments):
     models: list[str] = field(
         default_factory=lambda: [FLOOR, BERT, "dense", "sinkhorn"], metadata={"help": "As for the benchmark."}
     )
@@ -37,10 +37,6 @@ class ProfileArguments:
     device: str = field(default="cpu", metadata={"help": "Where to measure.", "choices": ["cpu", "cuda"]})
     threads: int = field(default=1, metadata={"help": "Threads of PyTorch."})
     batch_size: int = field(default=1, metadata={"help": "Sequences in a step."})
-    hidden_size: int = field(default=256, metadata={"help": "Width."})
-    num_hidden_layers: int = field(default=4, metadata={"help": "Layers."})
-    num_attention_heads: int = field(default=4, metadata={"help": "Heads."})
-    vocab_size: int = field(default=8192, metadata={"help": "Tokens of the vocabulary."})
     output: str = field(default="benchmarks/profile", metadata={"help": "Path without ending of the table and JSON."})
 
     def __post_init__(self):
@@ -62,7 +58,7 @@ def operators(steps: Steps, count: int) -> dict[str, float]:
 
 def measure(arguments: ProfileArguments) -> dict[str, dict[str, dict[str, float]]]:
     """Phase -> model -> operator -> milliseconds, with the whole `step`'s, timed without the profiler."""
-    sizes = Sizes.asked_for(arguments, arguments.length)
+    sizes = arguments.sizes(arguments.length)
     settings = Settings(arguments.batch_size, arguments.device, arguments.threads)
     measured: dict[str, dict[str, dict[str, float]]] = {phase: {} for phase in arguments.phases}
     for model in arguments.models:

@@ -25,7 +25,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 import synkhorn
 
 from .arguments import parse
-from .benchmark_models import FLOOR, MODELS, Sizes, check_models, classifier
+from .benchmark_models import FLOOR, MODELS, SizeArguments, Sizes, check_models, classifier
 from .benchmark_report import cell, peer_of, ratio
 from .benchmark_worker import Failed, Settings, Worker
 from .report import about_line, machine, write_report
@@ -36,7 +36,7 @@ PAD_TO = 64
 
 
 @dataclass
-class ThroughputArguments:
+class ThroughputArguments(SizeArguments):
     models: list[str] = field(
         default_factory=lambda: ["all"], metadata={"help": "As for the benchmark; or all that have a classifier."}
     )
@@ -44,15 +44,11 @@ class ThroughputArguments:
     batch_size: int = field(default=16, metadata={"help": "Reviews in a batch."})
     batches: int = field(default=8, metadata={"help": "Batches that are timed, after one that warms up."})
     max_samples: int = field(default=4000, metadata={"help": "Reviews of which the batches are drawn."})
-    vocab_size: int = field(default=8192, metadata={"help": "Tokens of the tokenizer, which is trained on them."})
     dtype: str = field(default="float32", metadata={"help": "Of the weights.", "choices": ["float32", "bfloat16"]})
     device: str = field(default="cpu", metadata={"help": "Where to measure.", "choices": ["cpu", "cuda"]})
     threads: int = field(default=1, metadata={"help": "Threads of PyTorch."})
     timeout: float = field(default=120.0, metadata={"help": "Seconds after which a batch is given up."})
     memory_limit: float = field(default=8.0, metadata={"help": "Gigabytes that a model may take (not on a GPU)."})
-    hidden_size: int = field(default=256, metadata={"help": "Width."})
-    num_hidden_layers: int = field(default=4, metadata={"help": "Layers."})
-    num_attention_heads: int = field(default=4, metadata={"help": "Heads."})
     output: str = field(default="benchmarks/throughput", metadata={"help": "Path without ending of the files."})
 
     def __post_init__(self):
@@ -108,7 +104,7 @@ class FineTuning:
 
 def measure(arguments: ThroughputArguments, batches: list[dict[str, torch.Tensor]]) -> list[dict[str, Any]]:
     """Seconds of each model for each batch, the first of which warms up; or why a model could not be measured."""
-    sizes = Sizes.asked_for(arguments, arguments.max_length)
+    sizes = arguments.sizes(arguments.max_length)
     settings = Settings(arguments.batch_size, arguments.device, arguments.threads)
     limit = arguments.memory_limit if arguments.device == "cpu" else None
     rows: list[dict[str, Any]] = [{"model": name, "seconds": []} for name in arguments.models]
