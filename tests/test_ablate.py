@@ -136,8 +136,9 @@ def test_the_table_of_one_seed_has_no_spread():
 def test_a_metric_that_was_not_measured_is_an_error(base, tmp_path, monkeypatch):
     monkeypatch.setattr(ablate, "run", lambda *_: {"accuracy": 0.5, "training_loss": 1.0})
     (tmp_path / "grid.json").write_text(json.dumps({"base": base, "factors": {}}))
+    call = ["--grid", str(tmp_path / "grid.json"), "--steps", "1", "--output_dir", str(tmp_path / "ablation")]
     with pytest.raises(ValueError, match="metric='f1' was not measured: choose one of accuracy, training_loss"):
-        ablate.main(["--grid", str(tmp_path / "grid.json"), "--steps", "1", "--metric", "f1", "--output_dir", "out"])
+        ablate.main([*call, "--metric", "f1"])
 
 
 @pytest.mark.parametrize(

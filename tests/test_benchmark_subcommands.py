@@ -26,23 +26,10 @@ def test_every_classifier_learns_from_a_padded_batch(name):
 
 
 def test_throughput_is_measured_on_real_reviews(tmp_path):
-    benchmark.main(
-        [
-            "throughput",
-            *SIZES,
-            "--vocab_size",
-            "300",
-            "--models",
-            FLOOR,
-            BERT,
-            "sinkhorn",
-            "nystromformer",
-            "mamba2",
-            "--max_length",
-            "128",
-        ]
-        + ["--batch_size", "2", "--batches", "2", "--max_samples", "40", "--output", str(tmp_path / "throughput")]
-    )
+    models = [FLOOR, BERT, "sinkhorn", "nystromformer", "mamba2"]
+    call = ["throughput", *SIZES, "--vocab_size", "300", "--models", *models, "--max_length", "128", "--batches", "2"]
+    output = str(tmp_path / "throughput")
+    benchmark.main([*call, "--batch_size", "2", "--max_samples", "40", "--output", output])
     results = json.loads((tmp_path / "throughput.json").read_text())["results"]
     assert [len(row["seconds"]) for row in results] == [3, 3, 3, 3, 0]
     assert results[-1]["missing"] == "ValueError: mamba2 has no classifier"
@@ -101,25 +88,11 @@ def test_a_profile_adds_up_to_the_step(tmp_path):
 
 
 def test_tokens_per_second_are_measured_from_a_filled_cache(tmp_path):
-    benchmark.main(
-        [
-            "decode",
-            *SIZES,
-            "--vocab_size",
-            "32",
-            "--models",
-            "sinkhorn",
-            "dense+dot_product",
-            "random",
-            "gpt2",
-            "llama",
-            "--lengths",
-            "64",
-        ]
-        + ["--batch_sizes", "2", "--tokens", "4", "--rounds", "2", "--output", str(tmp_path / "decode")]
-    )
+    models = ["sinkhorn", "dense+dot_product", "random", "gpt2", "llama"]
+    call = ["decode", *SIZES, "--vocab_size", "32", "--models", *models, "--lengths", "64", "--batch_sizes", "2"]
+    benchmark.main([*call, "--tokens", "4", "--rounds", "2", "--output", str(tmp_path / "decode")])
     results = json.loads((tmp_path / "decode.json").read_text())["results"]
-    assert [row["model"] for row in results] == ["sinkhorn", "dense+dot_product", "random", "gpt2", "llama"]
+    assert [row["model"] for row in results] == models
     for row in results:
         assert 0 < row["least"] <= row["tokens/s"] <= row["most"]
         # at least the values: 64 tokens in 2 rows, 16 features of 4 bytes
