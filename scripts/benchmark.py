@@ -30,7 +30,7 @@ from . import benchmark_decode, benchmark_profile, benchmark_throughput
 from .arguments import parse
 from .benchmark_models import BERT, FLOOR, GPT2, MODELS, SizeArguments, check_models
 from .benchmark_report import growth, growth_table, plots, tables, with_ratios
-from .benchmark_worker import PHASES, Failed, Settings, Steps, Worker
+from .benchmark_worker import PHASES, Failed, Settings, Steps, Worker, in_order
 from .report import about_line, machine, write_report
 
 SUBCOMMANDS = {
@@ -73,11 +73,8 @@ class BenchmarkArguments(SizeArguments):
         self.models = MODELS if self.models == ["all"] else list(dict.fromkeys(self.models))
         check_models(self.models)
         self.lengths = sorted(set(self.lengths))
-        for phase in self.phases:
-            if phase not in PHASES:
-                raise ValueError(f"--phases {phase!r} is unknown: choose among {', '.join(PHASES)}")
         # what is too large forward is not tried with backward
-        self.phases = [phase for phase in PHASES if phase in self.phases]
+        self.phases = in_order(self.phases)
         for dtype in self.dtype:
             if dtype not in ("float32", "bfloat16", "float16"):
                 raise ValueError(f"--dtype {dtype!r} is unknown: choose among float32, bfloat16, float16")

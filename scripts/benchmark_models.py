@@ -41,10 +41,10 @@ class Sizes:
     """What all models have in common; `length` is the longest that they take."""
 
     length: int
-    hidden_size: int = 256
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    vocab_size: int = 8192
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    vocab_size: int
 
     @property
     def fields(self) -> dict[str, int]:
@@ -187,7 +187,7 @@ def peers(sizes: Sizes) -> dict[str, dict[str, Any]]:
     }
 
 
-PEERS = [*peers(Sizes(64)), *LUCIDRAINS, "lucidrains" + CAUSAL]
+PEERS = [*peers(SizeArguments().sizes(64)), *LUCIDRAINS, "lucidrains" + CAUSAL]
 # in the order of the tables
 MODELS = [
     FLOOR, *SINKHORN, *SYNTHESIZERS, *MIXTURES,

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from .arguments import parse
 from .benchmark_models import BERT, FLOOR, SizeArguments, check_models
-from .benchmark_worker import PHASES, Settings, Steps
+from .benchmark_worker import PHASES, Settings, Steps, in_order
 from .report import about_line, machine, write_report
 
 # what takes less of each step is not a row of its own
@@ -41,9 +41,7 @@ class ProfileArguments(SizeArguments):
 
     def __post_init__(self):
         check_models(self.models)
-        unknown = set(self.phases) - set(PHASES)
-        if unknown:
-            raise ValueError(f"--phases {' '.join(sorted(unknown))} is unknown: choose among {', '.join(PHASES)}")
+        self.phases = in_order(self.phases)
 
 
 def operators(steps: Steps, count: int) -> dict[str, float]:

@@ -31,6 +31,14 @@ CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload([f"{__package__}.benchmark"])
 
 
+def in_order(phases: list[str]) -> list[str]:
+    """The phases that were asked for, forward first; a `ValueError` names one that there is not."""
+    for phase in phases:
+        if phase not in PHASES:
+            raise ValueError(f"--phases {phase!r} is unknown: choose among {', '.join(PHASES)}")
+    return [phase for phase in PHASES if phase in phases]
+
+
 class Failed(Exception):
     """Why a model could not be measured; `is_size` where it takes too long or too much memory."""
 

@@ -47,8 +47,8 @@ def test_saving_and_loading_change_nothing(remote_models, config, seed, dtype):
         loaded = transformers.AutoModel.from_pretrained(first, dtype=dtype)
         remote = remote_models[config.model_type].from_pretrained(first, dtype=dtype)
         for same in (loaded, remote):
-            saved, kept = same.state_dict(), model.state_dict()
-            assert saved.keys() == kept.keys() and all(torch.equal(saved[name], kept[name]) for name in kept)
+            weights, found = model.state_dict(), same.state_dict()
+            assert weights.keys() == found.keys() and all(torch.equal(weights[name], found[name]) for name in weights)
             # a product of weights that lie elsewhere in memory may be rounded otherwise
             torch.testing.assert_close(same(ids).last_hidden_state, expected, atol=rounding, rtol=rounding)
             same.save_pretrained(second)
