@@ -13,10 +13,14 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_backbone import BackboneConfig
-from .left_alignment import LeftAlignment
-from .position_cache import NewTokens
+from .backbone_attention import BackboneAttention
+from .input_checks import check_inputs, check_length, checked_mask, packed_lengths
+from .rows import Rows
 
 logger = logging.get_logger(__name__)
+
+# where the documents of packed input begin, as Transformers' collators say it
+PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
 
 def sinusoidal_positions(position_ids: torch.Tensor, hidden_size: int) -> torch.Tensor:
@@ -24,20 +28,6 @@ def sinusoidal_positions(position_ids: torch.Tensor, hidden_size: int) -> torch.
     frequency = torch.arange(0, hidden_size, 2, device=position_ids.device, dtype=torch.float32)
     angle = position_ids[..., None].float() * 10000.0 ** (-frequency / hidden_size)  # (..., L, ceil(d / 2))
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :hidden_size]
-
-
-def check_range(name: str, ids: torch.Tensor | None, field: str, size: int) -> None:
-    """
-    Raise a `ValueError` that names an id which an embedding of `size` rows has not. An accelerator, which would have to
-    be waited for, and a traced graph are not asked: there the embedding itself fails.
-    """
-    if ids is None or ids.device.type != "cpu" or not ids.numel():
-        return
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return
-    for extreme in ids.aminmax():
-        if not 0 <= extreme < size:
-            raise ValueError(f"{name} holds {extreme}, but {field}={size}: ids lie in 0 to {size - 1}")
 
 
 class BackboneEmbeddings(nn.Module):
@@ -63,7 +53,7 @@ class BackboneEmbeddings(nn.Module):
         position_ids: torch.Tensor,
         token_type_ids: torch.Tensor | None,
     ) -> torch.Tensor:
-        """(B, L) ids or (B, L, d) embeddings, (1 or B, L) positions, (B, L) types or `None` for type 0 -> (B, L, d)."""
+        """(1, T) ids or (1, T, d) embeddings, (1, T) positions, (1, T) types or `None` for type 0 -> (1, T, d)."""
         hidden_states = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.config.position_embedding_type == "learned":
             hidden_states = hidden_states + self.position_embeddings(position_ids)
@@ -92,7 +82,7 @@ class BackboneFeedForward(nn.Module):
 class BackboneLayer(GradientCheckpointingLayer):
     """Attention and feed-forward, each with a residual and a norm before (GPT-2) or after it (BERT)."""
 
-    def __init__(self, config: BackboneConfig, attention: nn.Module):
+    def __init__(self, config: BackboneConfig, attention: BackboneAttention):
         super().__init__()
         self.norm_first = config.norm_first
         self.attention = attention
@@ -101,28 +91,27 @@ class BackboneLayer(GradientCheckpointingLayer):
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, rows: Rows, **kwargs) -> torch.Tensor:
         if self.norm_first:
-            attended, _ = self.attention(self.attention_norm(hidden_states), **kwargs)
+            attended, _ = self.attention(self.attention_norm(hidden_states), rows, **kwargs)
             hidden_states = hidden_states + self.dropout(attended)
             return hidden_states + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states)))
-        attended, _ = self.attention(hidden_states, **kwargs)
+        attended, _ = self.attention(hidden_states, rows, **kwargs)
         hidden_states = self.attention_norm(hidden_states + self.dropout(attended))
         return self.feed_forward_norm(hidden_states + self.dropout(self.feed_forward(hidden_states)))
 
 
 class BackbonePreTrainedModel(PreTrainedModel):
     """
-    What every model of a family is. A family's own subclass sets `config_class`, `attention_class` (a module of a
-    configuration and a layer index, from (B, L, d) to the pair of (B, L, d) and the weights or `None`) and, beside
-    `hidden_states`, what of its attention `_can_record_outputs`: `output_attentions` asks for all of it. A module with
-    tensors of its own initialises them in `initialize_parameters(std)`, with the functions of
-    `transformers.initialization`.
+    What every model of a family is. A family's own subclass sets `config_class`, `attention_class` (a
+    `BackboneAttention`) and, beside `hidden_states`, which outputs of its attention `_can_record_outputs`:
+    `output_attentions` asks for all of them. A module with tensors of its own initialises them in
+    `initialize_parameters(std)`, with the functions of `transformers.initialization`.
     """
 
     config: BackboneConfig
     base_model_prefix = "model"
-    attention_class: type[nn.Module]
+    attention_class: type[BackboneAttention]
     supports_gradient_checkpointing = True
     # not the embeddings: fully sharded, they share a unit with the head that they are tied to
     _no_split_modules = ["BackboneLayer"]
@@ -229,13 +218,21 @@ class BackboneModel(BackbonePreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        keep_tokens: bool = False,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         r"""
+        A masked token is not there: positions, blocks and synthesised rows count the valid tokens of a row, wherever
+        its padding lies, and nothing is computed for the others.
+
+        Packed input is a batch of one whose documents follow one another; each is a row of its own. `cu_seq_lens_q`
+        (and `cu_seq_lens_k`, `max_length_q`, `max_length_k`) or `seq_idx` say where they begin, or, without a mask and
+        a cache, `position_ids` that restart: each is one more than the one before, or the first one again.
+
         Args:
             input_ids: (batch, length) token ids. Either these or `inputs_embeds`.
-            attention_mask: (batch, length), 1 at valid tokens, 0 at padding to the left, to the right or inside; with
-                a cache (batch, past + length).
+            attention_mask: (batch, length), 1 at valid tokens, 0 at padding, wherever it lies; with a cache (batch,
+                past + length).
             position_ids: (batch, length) or (1, length): where position embeddings and rotations are read; by default
                 a row's first valid token is at 0. Synthesised weights and blocks always count from that token.
             token_type_ids: (batch, length) token types, where the configuration has `type_vocab_size`.
@@ -243,17 +240,19 @@ class BackboneModel(BackbonePreTrainedModel):
             past_key_values: a `DynamicCache` or `StaticCache` made with `config=model.config`, or returned before, that
                 holds the tokens before these. Causal models only.
             use_cache: return a cache; a causal model does unless `config.use_cache` is false.
+            keep_tokens: for heads: `last_hidden_state` holds the valid tokens only, (1, tokens, hidden_size), and
+                `rows` says where they belong.
 
         Returns:
-            `last_hidden_state` (batch, length, hidden_size), `past_key_values`, and, on request, `hidden_states` (a
-            tuple of `num_hidden_layers + 1`) and, with `attn_implementation="eager"`, `attentions` (a tuple of
-            (batch, heads, length, past + length), one a layer). `output_attentions` also asks for whatever else the
-            family records, which stays in the frame where each row begins with its first valid token.
+            `last_hidden_state` (batch, length, hidden_size), 0 at masked tokens, `past_key_values`, and, on request,
+            `hidden_states` (a tuple of `num_hidden_layers + 1`) and, with `attn_implementation="eager"`, `attentions`
+            (a tuple of (batch, heads, length, past + length), one a layer). `output_attentions` also asks for whatever
+            else the family records, which is by rows: those of the batch, or the documents of packed input.
 
         Raises:
             ValueError: for input that the configuration does not admit, the maximal length above all.
         """
-        self._check_inputs(input_ids, inputs_embeds, position_ids, token_type_ids)
+        check_inputs(self.config, input_ids, inputs_embeds, position_ids, token_type_ids)
         if input_ids is not None and past_key_values is None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         if kwargs.get("output_attentions", self.config.output_attentions):
@@ -263,72 +262,101 @@ class BackboneModel(BackbonePreTrainedModel):
                     "load the model with 'eager'"
                 )
             kwargs |= {f"output_{name}": True for name in self._can_record_outputs if name != "hidden_states"}
-        tokens = inputs_embeds if input_ids is None else input_ids
-        past_key_values = self._prepare_cache(past_key_values, use_cache)
-        past_length, end = self._cached_lengths(past_key_values, tokens.shape[1])
-        attention_mask = self._check_mask(attention_mask, tokens, past_key_values, end)
-        alignment = LeftAlignment(attention_mask, tokens, past_length, end)
+        packing = {name: kwargs.pop(name, None) for name in PACKING_ARGUMENTS}
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        rows, past_key_values = self._rows(tokens, attention_mask, position_ids, past_key_values, use_cache, packing)
         outputs = self.encode(
-            alignment.align(input_ids),
-            attention_mask=alignment.mask,
-            position_ids=alignment.align(position_ids),
-            token_type_ids=alignment.align(token_type_ids),
-            inputs_embeds=alignment.align(inputs_embeds),
+            rows.gather(input_ids),
+            position_ids=rows.positions if position_ids is None else rows.gather(position_ids),
+            token_type_ids=rows.gather(token_type_ids),
+            inputs_embeds=rows.gather(inputs_embeds),
             past_key_values=past_key_values,
-            new_tokens=alignment.new_tokens,
+            rows=rows,
             return_dict=True,
             **kwargs,
         )
-        outputs["last_hidden_state"] = alignment.restore(outputs["last_hidden_state"])
-        if outputs.get("hidden_states") is not None:
-            outputs["hidden_states"] = tuple(alignment.restore(states) for states in outputs["hidden_states"])
-        if outputs.get("attentions") is not None:
-            outputs["attentions"] = tuple(alignment.restore_weights(weights) for weights in outputs["attentions"])
+        for name in self._can_record_outputs:
+            if outputs.get(name) is not None:
+                restore = {"hidden_states": rows.scatter, "attentions": rows.scatter_weights}.get(name, rows.in_order)
+                outputs[name] = tuple(restore(tensor) for tensor in outputs[name])
+        if keep_tokens:
+            outputs["rows"] = rows
+        else:
+            outputs["last_hidden_state"] = rows.scatter(outputs["last_hidden_state"])
         return outputs
 
     @capture_outputs
     def encode(
         self,
         input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
+        position_ids: torch.Tensor,
         token_type_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
         past_key_values: Cache | None,
-        new_tokens: NewTokens,
+        rows: Rows,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """`forward` for rows whose first valid token is at position 0, with a boolean mask or `None`."""
-        if position_ids is None:
-            position_ids = new_tokens.positions
+        """`forward` for the tokens of the rows: (1, T) ids, positions and types, or (1, T, d) embeddings."""
         hidden_states = self.embeddings(input_ids, inputs_embeds, position_ids, token_type_ids)
         position_embeddings = None
         if self.config.position_embedding_type == "rope":
             position_embeddings = self.rotary_embeddings(hidden_states, position_ids)
         # self-assisted generation drafts with the first layers
         for layer in self.layers[: self.config.num_hidden_layers]:
+            # not named past_key_values: in training mode with activation checkpointing Transformers would drop it
             hidden_states = layer(
-                hidden_states,
-                attention_mask=attention_mask,
-                position_embeddings=position_embeddings,
-                past_key_values=past_key_values,
-                new_tokens=new_tokens,
-                **kwargs,
+                hidden_states, rows, position_embeddings=position_embeddings, cache=past_key_values, **kwargs
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
-    def _prepare_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
-        """The cache to use: the one given, a new one, or none."""
-        if past_key_values is None:
-            return DynamicCache(config=self.config) if use_cache and self.config.is_causal else None
-        if not self.config.is_causal:
-            raise ValueError("past_key_values was given, but is_causal=False: this model sees later tokens too")
-        if self.gradient_checkpointing and self.training:
+    def _rows(
+        self,
+        tokens: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        past_key_values: Cache | None,
+        use_cache: bool | None,
+        packing: dict,
+    ) -> tuple[Rows, Cache | None]:
+        """The rows of (batch, length, ...) input, and the cache to use."""
+        config, device = self.config, tokens.device
+        shape = batch, length = tokens.shape[:2]
+        past: int | torch.Tensor = 0
+        end = length
+        if past_key_values is not None:
+            self._check_cache(past_key_values)
+            past = past_key_values.get_seq_length()
+            if isinstance(past, torch.Tensor) and torch.compiler.is_compiling():
+                end = min(past_key_values.get_max_length(), config.max_position_embeddings)
+            else:
+                past = int(past)
+                check_length(config, length, past)
+                end = past + length
+        mask = checked_mask(attention_mask, (batch, end), past_key_values)
+        lengths = packed_lengths(shape, mask, position_ids, past_key_values, **packing)
+        if not isinstance(past, int) or past:
+            rows = Rows.after(past, shape, mask, end, device)
+        elif lengths is not None:
+            rows = Rows.packed(lengths, device)
+        elif mask is not None:
+            rows = Rows.padded(mask)
+        else:
+            rows = Rows.whole(shape, device)
+        check_length(config, rows.longest)
+        recomputes = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        if past_key_values is not None and recomputes:
             raise ValueError(
                 "past_key_values was given, but activation checkpointing would fill it twice: switch it off"
             )
+        if past_key_values is None and use_cache and config.is_causal and not (recomputes or rows.is_packed):
+            past_key_values = DynamicCache(config=config)
+        return rows, past_key_values
+
+    def _check_cache(self, past_key_values: Cache) -> None:
+        """Check that a cache was made for this model; an empty `DynamicCache()` becomes one."""
+        if not self.config.is_causal:
+            raise ValueError("past_key_values was given, but is_causal=False: this model sees later tokens too")
         if getattr(past_key_values, "layer_class_to_replicate", None) is DynamicLayer and not past_key_values.layers:
-            # a `DynamicCache()` made without the configuration, and still empty
             past_key_values.layers = DynamicCache(config=self.config).layers
             past_key_values.layer_class_to_replicate = None
         layer_types = [getattr(layer, "_layer_type", None) for layer in getattr(past_key_values, "layers", [])]
@@ -337,72 +365,3 @@ class BackboneModel(BackbonePreTrainedModel):
                 f"past_key_values={past_key_values!r} is no cache of this model: make it with "
                 "DynamicCache(config=model.config) or StaticCache(config=model.config, max_cache_len=...)"
             )
-        return past_key_values
-
-    def _cached_lengths(self, past_key_values: Cache | None, length: int) -> tuple[int | torch.Tensor, int]:
-        """How many tokens are in the cache, and how many positions there will be with `length` more."""
-        if past_key_values is None:
-            return 0, length
-        past_length = past_key_values.get_seq_length()
-        if isinstance(past_length, torch.Tensor):
-            if torch.compiler.is_compiling():
-                return past_length, min(past_key_values.get_max_length(), self.config.max_position_embeddings)
-            past_length = int(past_length)
-        if past_length + length > self.config.max_position_embeddings:
-            raise ValueError(
-                f"{length} tokens after the {past_length} in past_key_values are more than "
-                f"max_position_embeddings={self.config.max_position_embeddings}"
-            )
-        return past_length, past_length + length
-
-    def _check_inputs(self, input_ids, inputs_embeds, position_ids, token_type_ids):
-        config = self.config
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if input_ids is not None and input_ids.dim() != 2:
-            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, but must be (batch, length)")
-        if inputs_embeds is not None and (inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != config.hidden_size):
-            raise ValueError(
-                f"inputs_embeds has shape {tuple(inputs_embeds.shape)}, but must be (batch, length, "
-                f"hidden_size={config.hidden_size})"
-            )
-        shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
-        if shape[1] < 1 or shape[1] > config.max_position_embeddings:
-            raise ValueError(
-                f"the input has {shape[1]} tokens, but this model takes 1 to "
-                f"max_position_embeddings={config.max_position_embeddings}: truncate it, or call "
-                "resize_max_position_embeddings"
-            )
-        if position_ids is not None and position_ids.shape not in (shape, (1, shape[1])):
-            raise ValueError(
-                f"position_ids has shape {tuple(position_ids.shape)}, but must be {tuple(shape)} or (1, {shape[1]})"
-            )
-        if token_type_ids is not None and not config.type_vocab_size:
-            raise ValueError(
-                "token_type_ids was given, but type_vocab_size=0: set it in the configuration, or call the tokenizer "
-                "with return_token_type_ids=False"
-            )
-        check_range("input_ids", input_ids, "vocab_size", config.vocab_size)
-        check_range("token_type_ids", token_type_ids, "type_vocab_size", config.type_vocab_size)
-        if config.position_embedding_type == "learned":
-            check_range("position_ids", position_ids, "max_position_embeddings", config.max_position_embeddings)
-
-    @staticmethod
-    def _check_mask(attention_mask, tokens, past_key_values, end):
-        """The mask, of `end` columns where there is a cache: a static one admits a mask of its own length."""
-        if attention_mask is None:
-            return None
-        if attention_mask.is_floating_point() and not torch.compiler.is_compiling() and (attention_mask < 0).any():
-            raise ValueError(
-                "attention_mask holds negative numbers: it must be 1 at valid tokens and 0 at padding, and not what is "
-                "added to logits"
-            )
-        given, shape = tuple(attention_mask.shape), (tokens.shape[0], end)
-        if past_key_values is not None and given == (shape[0], past_key_values.get_max_length()):
-            attention_mask = attention_mask[:, :end]
-        elif given != shape:
-            raise ValueError(
-                f"attention_mask has shape {given}, but must have one value for each token, those in the cache too, "
-                f"(batch, length) = {shape}"
-            )
-        return attention_mask

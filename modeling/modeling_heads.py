@@ -21,24 +21,33 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..configuration.configuration_backbone import BackboneConfig
 from .modeling_backbone import BackboneModel, BackbonePreTrainedModel
+from .rows import Rows
+from .softmax_attention import precise
 
 ModelOutputs = TypeVar("ModelOutputs", bound=ModelOutput)
 
 
-def pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, pooling: str) -> torch.Tensor:
-    """(B, L, d) and a (B, L) mask or `None` -> (B, d): mean of the valid tokens, the first (`cls`) or the `last`."""
-    if attention_mask is None:
-        attention_mask = hidden_states.new_ones(hidden_states.shape[:2])
-    valid = attention_mask.bool()
-    if pooling == "mean":
-        precise = torch.promote_types(hidden_states.dtype, torch.float32)
-        weights = valid.to(precise) / valid.sum(-1, keepdim=True).clamp(min=1)  # (B, L)
-        # no product of matrices, which autocast would round
-        return (weights[..., None] * hidden_states).sum(1).to(hidden_states.dtype)
-    index = valid.int().argmax(-1)  # argmax takes the first of equals
-    if pooling == "last":
-        index = valid.shape[1] - 1 - valid.flip(-1).int().argmax(-1)
-    return hidden_states[torch.arange(index.shape[0], device=index.device), index]
+def pool(hidden_states: torch.Tensor, rows: Rows, pooling: str) -> torch.Tensor:
+    """(1, T, d) tokens -> (R, d): mean of each row's tokens, the first (`cls`) or the `last`; 0 for an empty row."""
+    pooled = []
+    sizes = [count * length for count, length in rows.groups]
+    for tokens, (count, length) in zip(hidden_states[0].split(sizes), rows.groups, strict=True):
+        tokens = tokens.unflatten(0, (count, length))  # (rows, length, d)
+        if not length:
+            pooled.append(tokens.sum(1))
+        elif pooling == "mean":
+            valid = precise(tokens[:, :, 0].new_ones(1, length) if rows.mask is None else rows.mask.to(tokens.dtype))
+            # no product of matrices, which autocast would round
+            weights = valid / valid.sum(-1, keepdim=True)
+            pooled.append((weights[..., None] * tokens).sum(1).to(tokens.dtype))
+        elif pooling == "cls" or rows.mask is None:
+            pooled.append(tokens[:, 0 if pooling == "cls" else -1])
+        else:
+            last = rows.mask.sum(-1) - 1
+            pooled.append(tokens[torch.arange(count, device=last.device), last])
+    pooled = rows.in_order(torch.cat(pooled))
+    # a static row without valid tokens counts as one of them
+    return pooled if rows.valid is None else pooled * rows.valid.any(-1, keepdim=True)
 
 
 def check_pooling(config: BackboneConfig) -> None:
@@ -76,6 +85,13 @@ class MaskedLMHead(nn.Module):
         return self.norm(self.activation(self.dense(hidden_states)))
 
 
+def token_labels(labels: torch.Tensor | None, rows: Rows) -> torch.Tensor | None:
+    """(B, L) labels -> those of the tokens, (1, T); -100 at masked tokens, which static rows keep."""
+    if labels is None:
+        return None
+    return rows.gather(labels if rows.valid is None else labels.masked_fill(~rows.valid, -100))
+
+
 def classifier_dropout(config: BackboneConfig) -> float:
     """Dropout probability before a classifier."""
     return config.hidden_dropout if config.classifier_dropout is None else config.classifier_dropout
@@ -84,7 +100,7 @@ def classifier_dropout(config: BackboneConfig) -> float:
 def with_recorded(head_outputs: ModelOutputs, outputs: ModelOutput) -> ModelOutputs:
     """A head's outputs and what its base model recorded: hidden states, attentions, and the family's own."""
     for name, recorded in outputs.items():
-        if name != "last_hidden_state":
+        if name not in ("last_hidden_state", "rows"):
             head_outputs[name] = recorded
     return head_outputs
 
@@ -102,8 +118,8 @@ class BackboneHead(BackbonePreTrainedModel):
         return self.model.get_position_embeddings()
 
     def base_outputs(self, *inputs: torch.Tensor | None, **kwargs) -> BaseModelOutputWithPast:
-        """The outputs of the base model, without a cache."""
-        return self.model(*inputs, **kwargs | {"return_dict": True, "use_cache": False})
+        """The outputs of the base model: hidden states of the valid tokens, (1, T, d), and their `rows`."""
+        return self.model(*inputs, **{"use_cache": False} | kwargs | {"return_dict": True, "keep_tokens": True})
 
 
 class BackboneForMaskedLM(BackboneHead):
@@ -144,20 +160,21 @@ class BackboneForMaskedLM(BackboneHead):
         **kwargs,
     ) -> MaskedLMOutput:
         """
-        `labels`: (batch, length) token ids, -100 where no loss is taken. `logits`: (batch, length, vocab_size), in
-        training with `config.sparse_prediction` (labelled tokens, vocab_size).
+        `labels`: (batch, length) token ids, -100 where no loss is taken, as at masked tokens. `logits`: (batch, length,
+        vocab_size), 0 at masked tokens; in training with `config.sparse_prediction` (labelled tokens, vocab_size).
         """
         outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
-        hidden_states: torch.Tensor = outputs.last_hidden_state
-        targets: torch.Tensor | None = labels
-        if labels is not None and self.training and self.config.sparse_prediction:
-            labelled = labels != -100
-            hidden_states, targets = hidden_states[labelled], labels[labelled]
+        hidden_states, rows = outputs.last_hidden_state, outputs.rows
+        targets = token_labels(labels, rows)
+        is_sparse = labels is not None and self.training and self.config.sparse_prediction
+        if is_sparse:
+            labelled = targets != -100
+            hidden_states, targets = hidden_states[labelled], targets[labelled]
         logits = self.mlm_decoder(self.mlm_head(hidden_states))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=targets, vocab_size=self.config.vocab_size, **kwargs)
-        return with_recorded(MaskedLMOutput(loss=loss, logits=logits), outputs)
+        return with_recorded(MaskedLMOutput(loss=loss, logits=logits if is_sparse else rows.scatter(logits)), outputs)
 
 
 class BackboneForCausalLM(BackboneHead, GenerationMixin):
@@ -177,14 +194,6 @@ class BackboneForCausalLM(BackboneHead, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings):
         self.lm_head = new_embeddings
-
-    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
-        mask = model_kwargs.get("attention_mask")
-        if mask is None:
-            return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
-        # positions count from a row's first valid token; Transformers would close the holes behind it
-        first = mask.int().argmax(-1, keepdim=True)
-        return (torch.arange(mask.shape[1], device=mask.device) - first).clamp(min=0)
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
@@ -212,10 +221,11 @@ class BackboneForCausalLM(BackboneHead, GenerationMixin):
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """
-        `labels`: (batch, length) token ids, shifted inside, -100 where no loss is taken. `logits_to_keep`: how many
-        logits from the end, or which positions, to compute; 0 for all. The rest is as for the base model.
+        `labels`: (batch, length) token ids, shifted inside by a valid token of the same row, -100 where no loss is
+        taken, as at masked tokens; or `shift_labels`, shifted already. `logits_to_keep`: how many logits from the end,
+        or which positions, to compute; 0 for all. The rest is as for the base model.
         """
-        outputs = self.model(
+        outputs = self.base_outputs(
             input_ids,
             attention_mask,
             position_ids,
@@ -223,15 +233,23 @@ class BackboneForCausalLM(BackboneHead, GenerationMixin):
             inputs_embeds,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            return_dict=True,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        hidden_states, rows = outputs.last_hidden_state, outputs.rows
+        if labels is None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(rows.scatter(hidden_states)[:, kept])
+            return with_recorded(CausalLMOutputWithPast(logits=logits), outputs)
+        logits = self.lm_head(hidden_states)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return with_recorded(CausalLMOutputWithPast(loss=loss, logits=logits), outputs)
+            shift_labels = token_labels(kwargs.pop("shift_labels", None), rows)
+            if shift_labels is None:
+                shift_labels = rows.shift(token_labels(labels, rows), -100)
+            loss = self.loss_function(
+                logits=logits, labels=labels, shift_labels=shift_labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        return with_recorded(CausalLMOutputWithPast(loss=loss, logits=rows.scatter(logits)), outputs)
 
 
 class BackboneForSequenceClassification(BackboneHead):
@@ -263,9 +281,12 @@ class BackboneForSequenceClassification(BackboneHead):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
-        """`labels`: (batch,) classes or targets, or (batch, num_labels). `logits`: (batch, num_labels)."""
+        """
+        `labels`: (batch,) classes or targets, or (batch, num_labels). `logits`: (batch, num_labels). The batch is that
+        of the documents for packed input.
+        """
         outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
-        pooled = pool(outputs.last_hidden_state, attention_mask, self.config.classifier_pooling)
+        pooled = pool(outputs.last_hidden_state, outputs.rows, self.config.classifier_pooling)
         logits = self.sequence_classifier(pooled)
         loss = None
         if labels is not None:
@@ -294,13 +315,16 @@ class BackboneForTokenClassification(BackboneHead):
         labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> TokenClassifierOutput:
-        """`labels`: (batch, length) classes, -100 where no loss is taken. `logits`: (batch, length, num_labels)."""
+        """
+        `labels`: (batch, length) classes, -100 where no loss is taken, as at masked tokens. `logits`: (batch, length,
+        num_labels), 0 at masked tokens.
+        """
         outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
-        logits = self.token_classifier(self.dropout(outputs.last_hidden_state))
+        logits, rows = self.token_classifier(self.dropout(outputs.last_hidden_state)), outputs.rows
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, config=self.config, **kwargs)
-        return with_recorded(TokenClassifierOutput(loss=loss, logits=logits), outputs)
+            loss = self.loss_function(logits=logits, labels=token_labels(labels, rows), config=self.config, **kwargs)
+        return with_recorded(TokenClassifierOutput(loss=loss, logits=rows.scatter(logits)), outputs)
 
 
 class BackboneForQuestionAnswering(BackboneHead):
@@ -325,12 +349,23 @@ class BackboneForQuestionAnswering(BackboneHead):
         end_positions: torch.LongTensor | None = None,
         **kwargs,
     ) -> QuestionAnsweringModelOutput:
-        """`start_positions`, `end_positions`: (batch,) token indices; one at or past the length takes no loss."""
+        """
+        `start_positions`, `end_positions`: (batch,) token indices, for packed input (documents,) indices in each
+        document; one at or past the length takes no loss. The logits of masked tokens are the lowest number.
+        """
         outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
-        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
+        logits, rows = self.qa_outputs(outputs.last_hidden_state), outputs.rows  # (1, T, 2)
+        lowest = torch.finfo(logits.dtype).min
+        start_logits, end_logits = rows.scatter(logits, fill=lowest).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
+            of_rows = start_logits, end_logits
+            if rows.is_packed:
+                mask = rows.row_mask()
+                documents = rows.to_rows(logits)
+                documents = documents if mask is None else documents.masked_fill(~mask[..., None], lowest)
+                of_rows = documents.unbind(-1)
+            loss = self.loss_function(*of_rows, start_positions, end_positions)
         answer = QuestionAnsweringModelOutput(loss=loss, start_logits=start_logits, end_logits=end_logits)
         return with_recorded(answer, outputs)
 
@@ -369,7 +404,7 @@ class BackboneForMultipleChoice(BackboneHead):
             for tensor in (input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds)
         ]
         outputs = self.base_outputs(*flat, **kwargs)
-        pooled = pool(outputs.last_hidden_state, flat[1], self.config.classifier_pooling)
+        pooled = pool(outputs.last_hidden_state, outputs.rows, self.config.classifier_pooling)
         logits = self.choice_classifier(pooled).view(-1, num_choices)
         loss = None
         if labels is not None:

@@ -3,12 +3,11 @@
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ..configuration.configuration_synthesizer import SynthesizerConfig
-from .dot_product_attention import literal_attention, seen_attention, split_heads
+from .backbone_attention import BackboneAttention
 from .modeling_backbone import BackboneLayer, BackboneModel, BackbonePreTrainedModel
 from .modeling_heads import (
     BackboneForCausalLM,
@@ -18,16 +17,10 @@ from .modeling_heads import (
     BackboneForSequenceClassification,
     BackboneForTokenClassification,
 )
-from .position_cache import NewTokens
-from .synthesizer_attention import feature_attention, shared_attention, shared_weights, tiled_attention
-from .synthesizer_logits import Logits, add_logits, expand_factors
-
-
-def rows_at(weight: torch.Tensor, new_tokens: NewTokens) -> torch.Tensor:
-    """(H, N, w) -> (1 or B, H, L, w), the rows of new tokens."""
-    if new_tokens.start is not None:
-        return weight[None, :, new_tokens.start : new_tokens.start + new_tokens.positions.shape[1]]
-    return weight[:, new_tokens.positions].transpose(0, 1)
+from .rows import Rows, is_static
+from .softmax_attention import fused_attention, literal_attention, seen_attention, split_heads
+from .synthesizer_kernels import tiled_attention
+from .synthesizer_logits import Logits, add_features, add_logits
 
 
 class DotProduct(nn.Module):
@@ -40,20 +33,11 @@ class DotProduct(nn.Module):
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def queries_and_keys(self, hidden_states, position_embeddings):
-        queries = split_heads(self.query(hidden_states), self.num_heads)  # (B, H, L, dh)
+    def forward(self, hidden_states, position_embeddings) -> Logits:
+        queries = split_heads(self.query(hidden_states), self.num_heads)  # (1, H, T, dh)
         keys = split_heads(self.key(hidden_states), self.num_heads)
         if position_embeddings is not None:
             queries, keys = apply_rotary_pos_emb(queries, keys, *position_embeddings)
-        return queries, keys
-
-    def forward(self, hidden_states, queries_and_keys, new_tokens):
-        """Queries (B, H, L, dh) and keys (B, H, T, dh) -> (B, H, L, T), the rows of S of the new tokens."""
-        queries, keys = queries_and_keys
-        return queries @ keys.transpose(-1, -2) * self.scaling
-
-    def terms(self, hidden_states, queries_and_keys) -> Logits:
-        queries, keys = queries_and_keys
         return Logits(queries=queries * self.scaling, keys=keys)
 
 
@@ -73,17 +57,9 @@ class Dense(nn.Module):
         init.normal_(self.weight, std=std)
         init.zeros_(self.bias)
 
-    def forward(self, hidden_states, queries_and_keys, new_tokens):
-        """(B, L, d) -> (B, H, L, T)"""
-        hidden = split_heads(self.input(hidden_states).relu(), self.num_heads)  # (B, H, L, s)
-        weight, bias = self.weight[:, : new_tokens.end], self.bias[:, None, : new_tokens.end]
-        # one product for the batch, which reads the weight once
-        return torch.einsum("bhls,hts->bhlt", hidden, weight) + bias
-
-    def terms(self, hidden_states, queries_and_keys) -> Logits:
-        length = hidden_states.shape[1]
-        hidden = split_heads(self.input(hidden_states).relu(), self.num_heads)
-        return Logits(queries=hidden, keys=self.weight[None, :, :length], key_bias=self.bias[None, :, :length])
+    def forward(self, hidden_states, position_embeddings) -> Logits:
+        hidden = split_heads(self.input(hidden_states).relu(), self.num_heads)  # (1, H, T, s)
+        return Logits(queries=hidden, keys=self.weight, key_bias=self.bias)
 
 
 class Random(nn.Module):
@@ -101,13 +77,8 @@ class Random(nn.Module):
         # not the small range of other weights: logits that differ are what sets a random synthesizer apart
         init.normal_(self.weight, std=1.0)
 
-    def forward(self, hidden_states, queries_and_keys, new_tokens):
-        """(B, L, d) -> (1 or B, H, L, T)"""
-        return rows_at(self.weight[..., : new_tokens.end], new_tokens)
-
-    def terms(self, hidden_states, queries_and_keys) -> Logits:
-        length = hidden_states.shape[1]
-        return Logits(matrix=self.weight[:, :length, :length])
+    def forward(self, hidden_states, position_embeddings) -> Logits:
+        return Logits(matrix=self.weight)
 
 
 class FixedRandom(Random):
@@ -132,14 +103,8 @@ class FactorizedRandom(nn.Module):
         for weight in (self.query_weight, self.key_weight):
             init.normal_(weight, std=weight.shape[-1] ** -0.25)
 
-    def forward(self, hidden_states, queries_and_keys, new_tokens):
-        """(B, L, d) -> (1 or B, H, L, T)"""
-        queries = rows_at(self.query_weight, new_tokens)
-        return torch.einsum("bhlk,htk->bhlt", queries, self.key_weight[:, : new_tokens.end])
-
-    def terms(self, hidden_states, queries_and_keys) -> Logits:
-        length = hidden_states.shape[1]
-        return Logits(queries=self.query_weight[None, :, :length], keys=self.key_weight[None, :, :length])
+    def forward(self, hidden_states, position_embeddings) -> Logits:
+        return Logits(queries=self.query_weight, keys=self.key_weight)
 
 
 class FactorizedDense(nn.Module):
@@ -163,16 +128,11 @@ class FactorizedDense(nn.Module):
         init.zeros_(self.slow_bias)
         init.zeros_(self.fast_bias)
 
-    def terms(self, hidden_states, queries_and_keys) -> Logits:
-        hidden = split_heads(self.input(hidden_states).relu(), self.num_heads)  # (B, H, L, s)
-        slow = hidden @ self.slow_weight + self.slow_bias  # (B, H, L, a)
-        fast = hidden @ self.fast_weight + self.fast_bias  # (B, H, L, b)
+    def forward(self, hidden_states, position_embeddings) -> Logits:
+        hidden = split_heads(self.input(hidden_states).relu(), self.num_heads)  # (1, H, T, s)
+        slow = hidden @ self.slow_weight + self.slow_bias  # (1, H, T, a)
+        fast = hidden @ self.fast_weight + self.fast_bias  # (1, H, T, b)
         return Logits(slow=slow, fast=fast)
-
-    def forward(self, hidden_states, queries_and_keys, new_tokens):
-        """(B, L, d) -> (B, H, L, T)"""
-        terms = self.terms(hidden_states, None)
-        return expand_factors(terms.slow, terms.fast, new_tokens.end)
 
 
 MEMBERS = {
@@ -185,155 +145,84 @@ MEMBERS = {
 }
 
 
-class SynthesizerAttention(nn.Module):
+class SynthesizerAttention(BackboneAttention):
     """
     Multi-head attention with synthesised logits: `Y = softmax(mask(sum_i alpha_i S_i)) V` for the members S_i that the
     configuration names (section 3.3, mixtures: weighted before the one softmax).
 
-    `attn_implementation="eager"` writes S out and returns the weights; `"sdpa"` takes the fast form that serves the
-    members, and returns none: attention over features (`dot_product`, `dense`, `factorized_random`), weights that the
-    batch shares (`random`, `fixed_random`), and blocks of rows for everything else.
+    A member maps the tokens, (1, T, d), and the rotary embedding to the terms of its `Logits`. The literal form writes
+    the sum of all terms out. The fast form is one fused call over features (`dot_product`, `dense`,
+    `factorized_random`), or tiles of rows, whose weights rows of one length share where no term depends on tokens.
     """
 
     mixture: nn.Parameter | None
 
     def __init__(self, config: SynthesizerConfig, layer_idx: int):
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
+        super().__init__(config, layer_idx)
         self.members = nn.ModuleDict({name: MEMBERS[name](config) for name in config.synthesizers})
-        self.only_features = set(config.synthesizers) <= {"dot_product", "dense", "factorized_random"}
-        self.is_shared = set(config.synthesizers) <= {"random", "fixed_random", "factorized_random"}
-        self.only_matrices = set(config.synthesizers) <= {"random", "fixed_random"}
         weighted = len(self.members) > 1 and config.mixture_weighting == "softmax"
         mixture = nn.Parameter(torch.empty(config.num_attention_heads, len(self.members))) if weighted else None
         self.register_parameter("mixture", mixture)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
-        self._cached_weights: tuple = (None, None)
 
     def initialize_parameters(self, std: float):
         if self.mixture is not None:
             init.zeros_(self.mixture)
 
-    def train(self, mode: bool = True):
-        self._cached_weights = (None, None)
-        return super().train(mode)
-
-    def __getstate__(self):
-        return self.__dict__ | {"_cached_weights": (None, None)}
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        past_key_values: Cache | None = None,
-        new_tokens: NewTokens | None = None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """
-        Args:
-            hidden_states: (B, L, d), the first valid token of each row at position 0, or with a cache the next ones.
-            attention_mask: (B, T), true at valid tokens, those in the cache too, or `None`.
-            position_embeddings: cosines and sines of the rotary embedding, (1 or B, L, dh) each, or `None`.
-            past_key_values: the cache of the model, or `None`.
-            new_tokens: where the tokens stand in it.
-
-        Returns:
-            (B, L, d), and the weights (B, H, L, T) in the eager form.
-        """
-        values = split_heads(self.value(hidden_states), self.config.num_attention_heads)  # (B, H, L, dh)
-        queries = keys = values[..., :0]
-        if "dot_product" in self.members:
-            queries, keys = self.members["dot_product"].queries_and_keys(hidden_states, position_embeddings)
-        if past_key_values is not None:
-            # keys only where a member compares with them
-            keys, values = past_key_values.update(keys, values, self.layer_idx, new_tokens)
-            keys, values = keys[:, :, : new_tokens.end], values[:, :, : new_tokens.end]  # (B, H, T, dh)
-        inputs = hidden_states, (queries, keys), values, attention_mask
-        weights = None
-        if past_key_values is not None and new_tokens.start != 0:
-            outputs, weights = self.decode(*inputs, new_tokens)
-        elif self.config._attn_implementation == "eager":
-            outputs, weights = self.eager(*inputs)
-        else:
-            outputs = self.fast(*inputs)
-        return self.output(outputs.transpose(1, 2).flatten(2)), weights
-
-    def eager(self, hidden_states, queries_and_keys, values, mask):
-        """The paper, literally: (B, L, d) and (B, H, L, dh) -> (B, H, L, dh) and the weights (B, H, L, L)."""
-        logits = self.logits(hidden_states, queries_and_keys, NewTokens.all(hidden_states))
-        return literal_attention(logits, values, mask, self.config.is_causal, self.dropout)
-
-    def decode(self, hidden_states, queries_and_keys, values, mask, new_tokens):
-        """The same for new tokens and a cache: (B, L, d) and (B, H, T, dh) -> (B, H, L, dh), weights (B, H, L, T)."""
-        logits = self.logits(hidden_states, queries_and_keys, new_tokens)
-        return seen_attention(logits, values, new_tokens.seen(mask), self.dropout)
-
-    def fast(self, hidden_states, queries_and_keys, values, mask):
-        """As `eager`, by the form that serves the members: (B, L, d) and (B, H, L, dh) -> (B, H, L, dh)."""
-        is_causal = self.config.is_causal
-        if self.dropout and not self.only_features:
-            # weights that the batch shares, or that are recomputed, cannot be dropped for each row of the batch
-            return self.eager(hidden_states, queries_and_keys, values, mask)[0]
-        if self.keeps_weights:
-            return shared_attention(self.shared_weights(hidden_states, values.dtype), values, mask, is_causal)
-        terms = self.mixed_terms(hidden_states, queries_and_keys)
-        if self.only_features and (self.dropout or self.is_fused(terms, values)):
-            return feature_attention(terms, values, mask, is_causal, self.dropout)
-        attention = shared_attention if self.is_shared else tiled_attention
-        return attention(terms, values, mask, is_causal)
-
-    @property
-    def keeps_weights(self) -> bool:
-        """Whether the weights of an evaluation serve the next one too."""
-        compiling = torch.compiler.is_compiling()
-        return self.only_matrices and not compiling and not (self.training or torch.is_grad_enabled())
-
-    def is_fused(self, terms: Logits, values: torch.Tensor) -> bool:
-        """Whether attention over features is at its best as one fused call, which wants values of their width."""
-        if values.device.type != "cpu" or torch.compiler.is_compiling():
-            return True
-        # products of a few columns, as `factorized_random` has them, are slow in half precision
-        is_half = values.dtype in (torch.bfloat16, torch.float16)
-        return (is_half or not self.is_shared) and terms.queries.shape[-1] <= 1.25 * values.shape[-1]
-
-    def logits(self, hidden_states, queries_and_keys, new_tokens):
-        """The rows of S of new tokens, (B, L, d) -> (1 or B, H, L, T): the sum of the members', alpha multiplied in."""
-        logits = [member(hidden_states, queries_and_keys, new_tokens) for member in self.members.values()]
+    def project(self, hidden_states, position_embeddings):
+        """-> the terms of each member by its name, alpha multiplied in, and keys and values, (1, H, T, w)."""
+        members = {name: member(hidden_states, position_embeddings) for name, member in self.members.items()}
         if self.mixture is not None:
             alphas = self.mixture.softmax(-1).unbind(-1)  # (H,) each
-            logits = [alpha[:, None, None] * member for alpha, member in zip(alphas, logits, strict=True)]
-        return sum(logits[1:], logits[0])
+            members = {name: terms.scaled(alpha) for (name, terms), alpha in zip(members.items(), alphas, strict=True)}
+        values = self.project_heads(self.value, hidden_states)
+        # keys only where a member compares with them
+        keys = members["dot_product"].keys if "dot_product" in members else values[..., :0]
+        return members, keys, values
 
-    @property
-    def dropout(self) -> float:
-        return self.config.attention_dropout if self.training else 0.0
+    def attend_literally(self, members, keys, values, rows):
+        values = rows.to_rows(values.transpose(1, 2)).transpose(1, 2)
+        logits = sum(terms.padded(rows).written(rows.longest) for terms in members.values())
+        return literal_attention(logits, values, rows.row_mask(), self.config.is_causal, self.dropout)
 
-    def mixed_terms(self, hidden_states, queries_and_keys) -> Logits:
-        """The terms of all members as those of one: features concatenated, matrices added, alpha multiplied in."""
-        members = [member.terms(hidden_states, queries_and_keys) for member in self.members.values()]
-        if self.mixture is not None:
-            alphas = self.mixture.softmax(-1).unbind(-1)
-            members = [member.scaled(alpha) for alpha, member in zip(alphas, members, strict=True)]
-        return add_logits(members)
+    def attend_cached(self, members, states, rows, layer):
+        keys, values = states
+        members = {name: terms.at_new_tokens(rows) for name, terms in members.items()}
+        if "dot_product" in members:
+            members["dot_product"] = members["dot_product"]._replace(keys=keys)
+        logits = sum(terms.written(rows.end) for terms in members.values())
+        outputs, weights = seen_attention(logits, values, rows.seen_positions(), self.dropout)
+        return outputs, weights if self.config._attn_implementation == "eager" else None
 
-    def shared_weights(self, hidden_states: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """
-        (H, L, L), kept from call to call in evaluation without gradients, for as long as nothing changes. What PyTorch
-        does not count as a change, writing through `.data`, is seen after the next `train()` or `eval()`.
-        """
-        sources = [member.weight for member in self.members.values()]
-        sources += [] if self.mixture is None else [self.mixture]
-        versions = [None if x.is_inference() else (x.data_ptr(), x._version, x.dtype, x.device) for x in sources]
-        key = None if None in versions else (hidden_states.shape[1], self.config.is_causal, dtype, *versions)
-        if key is not None and key == self._cached_weights[0]:
-            return self._cached_weights[1]
-        matrix = self.mixed_terms(hidden_states, None).whole_matrix
-        weights = shared_weights(matrix, self.config.is_causal, dtype)
-        self._cached_weights = (None, None) if key is None else (key, weights)
-        return weights
+    def attend(self, members, keys, values, rows):
+        only_features = all(terms.queries is not None for terms in members.values())
+        if only_features and (self.dropout or self.is_fused(list(members.values()), values)):
+            return self.feature_attention(list(members.values()), values, rows)
+        if self.dropout:
+            # the tiles are computed again in the backward pass, without what was drawn
+            outputs, _ = self.attend_literally(members, keys, values, rows)
+            return rows.to_tokens(outputs.transpose(1, 2).flatten(2))
+        return tiled_attention(add_logits(list(members.values()), rows), values, rows, self.config.is_causal)
+
+    def feature_attention(self, members: list[Logits], values: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """Attention whose logits are products of features, as a fused call for each group of rows: -> (1, T, H dh)."""
+        is_causal = self.config.is_causal
+        # valid keys come first: a causal query sees no other
+        seen = None if rows.mask is None or is_causal else rows.mask[:, None, None]
+        outputs = []
+        for v, *of_members in zip(rows.split(values), *(terms.batches(rows) for terms in members), strict=True):
+            terms = add_features(of_members)
+            outputs.append(fused_attention(terms.queries, terms.keys, v, terms.key_bias, seen, is_causal, self.dropout))
+        return rows.join(outputs)
+
+    def is_fused(self, members: list[Logits], values: torch.Tensor) -> bool:
+        """Whether attention over features is at its best as fused calls, which want values of their width."""
+        if values.device.type != "cpu" or is_static():
+            return True
+        is_half = values.dtype in (torch.bfloat16, torch.float16)
+        is_shared = all(terms.queries.dim() == 3 for terms in members)
+        # products of a few columns, as `factorized_random` has them, are slow in half precision
+        width = sum(terms.queries.shape[-1] for terms in members)
+        return (is_half or not is_shared) and width <= 1.25 * values.shape[-1]
 
 
 class SynthesizerPreTrainedModel(BackbonePreTrainedModel):

@@ -4,87 +4,42 @@ Importing this file makes them known to Transformers' `DynamicCache` and `Static
 """
 
 from abc import abstractmethod
-from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
 
-
-class NewTokens(NamedTuple):
-    """
-    Where the tokens of a call stand in a cache.
-
-    positions: (1 or B, L) of the L new tokens; those of padding lie behind the row's last token.
-    start: the first position where it is the same in all rows and known before the call runs, else `None`.
-    mask: (B, L), true at valid ones, or `None` if all are valid.
-    end: number of positions that the new tokens may look at, from 0 on; no less than the largest of `positions` + 1.
-    """
-
-    positions: torch.Tensor
-    start: int | None
-    mask: torch.Tensor | None
-    end: int
-
-    @classmethod
-    def all(cls, hidden_states: torch.Tensor) -> "NewTokens":
-        """Of (B, L, ...) without a past."""
-        length = hidden_states.shape[1]
-        return cls(torch.arange(length, device=hidden_states.device)[None], 0, None, length)
-
-    def part(self, start: int, stop: int) -> "NewTokens":
-        """Those of the new tokens from `start` up to `stop`."""
-        return NewTokens(
-            self.positions[:, start:stop],
-            None if self.start is None else self.start + start,
-            None if self.mask is None else self.mask[:, start:stop],
-            self.end,
-        )
-
-    def seen(self, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """(B, `end`) mask or `None` -> (1 or B, 1, L, `end`), true where a new token looks; `None` for all."""
-        if mask is None and self.start is not None and self.start + 1 == self.end:
-            return None
-        columns = torch.arange(self.end, device=self.positions.device)
-        seen = columns <= self.positions[:, None, :, None]
-        return seen if mask is None else seen & mask[:, None, None]
+from .rows import Rows
 
 
-def write(buffer: torch.Tensor, states: torch.Tensor, positions: torch.Tensor, start: int | None) -> torch.Tensor:
+def write(buffer: torch.Tensor, states: torch.Tensor, rows: Rows) -> torch.Tensor:
     """
     Put states into a buffer, in place where no gradient is wanted.
 
     Args:
         buffer: (B, H, positions, w).
-        states: (B, H, L, w).
-        positions, start: as in `NewTokens`.
+        states: (B, H, L, w), those of masked tokens behind the last valid one, where later ones will overwrite them.
+        rows: the rows of the new tokens.
 
     Returns:
         The buffer, or with gradients a new one.
     """
     states = states.to(buffer.dtype)
     differentiable = torch.is_grad_enabled() and (buffer.requires_grad or states.requires_grad)
-    if start is not None:
-        stop = start + states.shape[2]
+    if rows.start is not None:
+        stop = rows.start + states.shape[2]
         if differentiable:
-            return buffer.slice_scatter(states, 2, start, stop)
-        buffer[:, :, start:stop] = states
+            return buffer.slice_scatter(states, 2, rows.start, stop)
+        buffer[:, :, rows.start : stop] = states
         return buffer
-    index = positions[:, None, :, None].expand_as(states)
+    index = rows.new_positions()[:, None, :, None].expand_as(states)
     return buffer.scatter(2, index, states) if differentiable else buffer.scatter_(2, index, states)
-
-
-def read(buffer: torch.Tensor, positions: torch.Tensor, start: int | None) -> torch.Tensor:
-    """(B, H, positions, w) -> (B, H, L, w), the states at (1 or B, L) positions."""
-    if start is not None:
-        return buffer[:, :, start : start + positions.shape[1]]
-    return buffer.take_along_dim(positions[:, None, :, None], 2)
 
 
 class PositionLayerMixin(CacheLayerMixin):
     """
     What the dynamic and the static layer share. `states` names the tensors that hold a state of every position,
-    (B, H, positions, w); the keys may have no width, where attention needs none.
+    (B, H, positions, w); keys have width 0 where the attention does not use them.
     """
 
     states: tuple[str, ...] = ("keys", "values")
@@ -106,24 +61,24 @@ class PositionLayerMixin(CacheLayerMixin):
         """Names of all tensors whose first dimension is the batch."""
         return self.states
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, new: NewTokens, **more: torch.Tensor):
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, rows: Rows, **more: torch.Tensor):
         """
         Args:
             key_states, value_states: (B, H, L, w) of the new tokens.
-            new: where they stand.
+            rows: their rows.
             more: those of the further `states`, where a layer has some.
 
         Returns:
-            Keys and values of all positions, (B, H, `new.end` or more, w). With further states the second is a tuple,
-            of the values and of them.
+            Keys of all positions, (B, H, `rows.end` or more, w), and a tuple of the values and the further states.
         """
         new_states = {"keys": key_states, "values": value_states} | more
-        self.prepare(new_states, new.end)
+        self.prepare(new_states, rows.end)
         for name, states in new_states.items():
-            setattr(self, name, write(getattr(self, name), states, new.positions, new.start))
-        self.advance(key_states.shape[2])
+            setattr(self, name, write(getattr(self, name), states, rows))
+        # columns of padding count, as in the attention mask
+        self.advance(rows.shape[1])
         keys, *others = [getattr(self, name) for name in self.states]
-        return keys, others[0] if len(others) == 1 else tuple(others)
+        return keys, tuple(others)
 
     def map(self, function) -> None:
         """Replace every tensor that there is by a function of it."""

@@ -31,7 +31,7 @@ from .modeling.modeling_synthesizer import (
     SynthesizerModel,
     SynthesizerPreTrainedModel,
 )
-from .modeling.sinkhorn_attention import causal_sinkhorn, sinkhorn
+from .modeling.sinkhorn_sort import causal_sinkhorn, sinkhorn
 from .tokenization.tokenization_synkhorn import byte_tokenizer, token_fields, train_tokenizer
 
 __version__ = "0.1.0"

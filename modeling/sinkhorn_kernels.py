@@ -1,0 +1,220 @@
+"""
+The hand-written kernels of Sinkhorn attention for a CPU: blocks beside their sorted ones, and attention of blocks in
+products of a few blocks at a time, which are faster there than the fused kernels at so few keys a query.
+
+N is the number of blocks of all rows, H of heads, b the size of a block, dh the width of a head.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from .rows import is_static
+from .sinkhorn_sort import Blocks, divisor, sort_blocks
+from .softmax_attention import derivable_gradients, fused_attention, future_keys
+
+# logits that are worked on at a time on a CPU: what a core's own cache holds
+LOGITS_AT_ONCE = 2**18
+
+
+def runs_on_cpu(tensor: torch.Tensor) -> bool:
+    """Whether the kernels for a CPU serve: run by Python, in full precision."""
+    full = tensor.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(tensor.device.type)
+    return tensor.device.type == "cpu" and full and not is_static()
+
+
+def sorted_blocks(
+    matrices: torch.Tensor, slots: torch.Tensor, mass: torch.Tensor | None, blocks: Blocks
+) -> torch.Tensor:
+    """
+    The sorted block of each block.
+
+    Args:
+        matrices: S, (R, H, n, n).
+        slots: (N, H, b, dh), 0 in empty slots.
+        mass: (N, H, b), or `None` where every slot is full.
+
+    Returns:
+        (N, H, b, dh)
+    """
+    sizes = [rows * n for rows, n in blocks.groups]
+    parts = zip(blocks.groups, matrices.split([rows for rows, _ in blocks.groups]), slots.split(sizes), strict=True)
+    masses = [None] * len(sizes) if mass is None else mass.split(sizes)
+    ordered = []
+    for ((rows, n), matrix, part), w in zip(parts, masses, strict=True):
+        part = part.unflatten(0, (rows, n)).transpose(1, 2)  # (rows, H, n, b, dh)
+        w = None if w is None else w.unflatten(0, (rows, n)).transpose(1, 2)
+        ordered.append(sort_blocks(matrix[:, :, :n, :n], part, w).transpose(1, 2).flatten(0, 1))
+    return ordered[0] if len(ordered) == 1 else torch.cat(ordered)
+
+
+def sorted_and_own(
+    matrices: torch.Tensor, slots: torch.Tensor, mass: torch.Tensor | None, blocks: Blocks
+) -> torch.Tensor:
+    """The slots of each block, those of its sorted block first: arguments of `sorted_blocks` -> (N, H, 2 b, dh)."""
+    if not runs_on_cpu(slots):
+        return torch.cat((sorted_blocks(matrices, slots, mass, blocks), slots), dim=-2)
+    return SortedAndOwn.apply(blocks, matrices.to(slots.dtype), slots, mass)
+
+
+class SortedAndOwn(torch.autograd.Function):
+    """`sorted_and_own` without a copy of the blocks but in the result."""
+
+    @staticmethod
+    def products(blocks, *tensors):
+        """Of each row and head, its blocks in tensors (N, H, b, dh), as (blocks, b dh), and where its matrix is."""
+        start = 0
+        for row, n in enumerate(n for rows, n in blocks.groups for _ in range(rows)):
+            for head in range(tensors[0].shape[1]):
+                yield (row, head, slice(n), slice(n)), *(x[start : start + n, head].flatten(1) for x in tensors)
+            start += n
+
+    @staticmethod
+    def forward(ctx, blocks, matrices, slots, mass):
+        count, heads, size, width = slots.shape
+        both = slots.new_empty(count, heads, 2, size, width)
+        both[:, :, 1] = slots
+        for where, into, given in SortedAndOwn.products(blocks, *both.unbind(2)):
+            torch.mm(matrices[where], given, out=into)
+        if mass is not None:
+            both[:, :, 0] /= divisor(mass)[..., None]
+        ctx.save_for_backward(matrices, slots, mass, both)
+        ctx.blocks = blocks
+        return both.flatten(2, 3)
+
+    @staticmethod
+    def backward(ctx, grad_both):
+        matrices, slots, mass, both = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def plain(matrices, slots, mass):
+                return torch.cat((sorted_blocks(matrices, slots, mass, ctx.blocks), slots), dim=-2)
+
+            return None, *derivable_gradients(plain, (matrices, slots, mass), ctx.needs_input_grad[1:], grad_both)
+        sorted_, own = both.unbind(2)  # (N, H, b, dh) each
+        grad_sorted, grad_own = grad_both.unflatten(2, (2, -1)).unbind(2)
+        grad_mass = None
+        if mass is not None:
+            grad_sorted = grad_sorted / divisor(mass)[..., None]
+            # no gradient where the divisor is bounded
+            grad_mass = -(grad_sorted * sorted_).sum(-1).masked_fill(mass < 1e-30, 0.0)
+        grad_matrices, grad_slots = matrices.new_zeros(matrices.shape), own.new_empty(own.shape)
+        products = SortedAndOwn.products(ctx.blocks, own, grad_sorted.contiguous(), grad_own, grad_slots)
+        for where, given, grad, grad_given, into in products:
+            grad_matrices[where] = grad @ given.T
+            torch.addmm(grad_given, matrices[where].T, grad, out=into)
+        return None, grad_matrices, grad_slots, grad_mass
+
+
+def block_attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    key_bias: torch.Tensor | None = None,
+    seen: torch.Tensor | None = None,
+    is_causal: bool = False,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """
+    Attention of each block's queries to its own slots, the last b of which are its own tokens where it is causal.
+
+    Args:
+        queries: (N, H, b, dh), scaled already.
+        keys, values: (N, H, slots, dh).
+        key_bias: (N, H, slots) finite numbers or `None`.
+        seen: (N, 1 or H, slots), true at slots that queries may see, at least one in each block; `None` for all.
+        is_causal: whether query t sees, of the last b slots, those <= t only.
+
+    Returns:
+        (N, H, b, dh)
+    """
+    count, heads, size, _ = queries.shape
+    if runs_on_cpu(queries) and not dropout:
+        if seen is not None:
+            key_bias = keys.new_zeros(count, heads, keys.shape[2]) if key_bias is None else key_bias
+            key_bias = key_bias.masked_fill(~seen, -math.inf)
+        return BlockAttention.apply(is_causal, queries, keys, values, key_bias)
+    if seen is not None:
+        seen = seen[:, :, None]  # (N, 1 or H, 1, slots)
+    if is_causal and (seen is not None or keys.shape[2] > size):
+        own = ~future_keys(size, size, 0, queries.device)
+        past = torch.ones(size, keys.shape[2] - size, dtype=torch.bool, device=queries.device)
+        causal = torch.cat((past, own), dim=1)[None, None]
+        seen, is_causal = causal if seen is None else seen & causal, False
+    return fused_attention(queries, keys, values, key_bias, seen, is_causal, dropout)
+
+
+class BlockAttention(torch.autograd.Function):
+    """
+    `softmax(queries @ keys^T + bias) @ values` for each block and head; the backward pass computes the weights again.
+
+    Args:
+        is_causal: as for `block_attention`.
+        queries: (N, H, b, dh).
+        keys, values: (N, H, slots, dh).
+        bias: (N, H, slots) or `None`.
+
+    Returns:
+        (N, H, b, dh)
+    """
+
+    @staticmethod
+    def parts(queries, keys):
+        """Slices of the blocks, each as many as are worked on at a time."""
+        step = max(1, LOGITS_AT_ONCE // (queries.shape[1] * queries.shape[2] * keys.shape[2]))
+        return [slice(start, start + step) for start in range(0, len(queries), step)]
+
+    @staticmethod
+    def flat(part, *tensors):
+        """(N, H, ...) -> (blocks of the part times H, ...)"""
+        return (None if x is None else x[part].flatten(0, 1) for x in tensors)
+
+    @staticmethod
+    def weights(is_causal, queries, keys, bias):
+        logits = torch.bmm(queries, keys.transpose(1, 2))
+        if bias is not None:
+            logits += bias[:, None]
+        if is_causal:
+            size = queries.shape[1]
+            logits[..., -size:].masked_fill_(future_keys(size, size, 0, logits.device), -math.inf)
+        return logits.softmax(-1)
+
+    @staticmethod
+    def forward(ctx, is_causal, queries, keys, values, bias):
+        ctx.save_for_backward(queries, keys, values, bias)
+        ctx.is_causal = is_causal
+        outputs = queries.new_empty(queries.shape)
+        for part in BlockAttention.parts(queries, keys):
+            q, k, v, z, into = BlockAttention.flat(part, queries, keys, values, bias, outputs)
+            torch.bmm(BlockAttention.weights(is_causal, q, k, z), v, out=into)
+        return outputs
+
+    @staticmethod
+    def backward(ctx, grad_outputs):
+        given = queries, keys, values, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def plain(queries, keys, values, bias):
+                logits = queries @ keys.transpose(-1, -2)
+                logits = logits if bias is None else logits + bias[:, :, None]
+                if ctx.is_causal:
+                    size = queries.shape[2]
+                    future = future_keys(size, size, 0, logits.device)
+                    logits = logits.masked_fill(F.pad(future, (keys.shape[2] - size, 0)), -math.inf)
+                return logits.softmax(-1) @ values
+
+            return None, *derivable_gradients(plain, given, ctx.needs_input_grad[1:], grad_outputs)
+        grad_outputs = grad_outputs.contiguous()
+        grads = [None if x is None else x.new_empty(x.shape) for x in given]
+        for part in BlockAttention.parts(queries, keys):
+            q, k, v, z, grad, *into = BlockAttention.flat(part, *given, grad_outputs, *grads)
+            weights = BlockAttention.weights(ctx.is_causal, q, k, z)
+            torch.bmm(weights.transpose(1, 2), grad, out=into[2])
+            grad = torch.bmm(grad, v.transpose(1, 2))
+            grad = torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)
+            torch.bmm(grad, k, out=into[0])
+            torch.bmm(grad.transpose(1, 2), q, out=into[1])
+            if bias is not None:
+                torch.sum(grad, 1, out=into[3])
+        return None, *grads

@@ -1,0 +1,294 @@
+"""
+The sort of Sparse Sinkhorn Attention (Tay et al., arXiv 2002.11296, section 3.1): blocks of tokens, one vector for each
+of them, the balanced sort matrix, and blocks multiplied by it.
+
+Every row is cut into blocks of b tokens from its first one on; its last block may hold fewer. R is the number of rows,
+T of their tokens, N of their blocks, n of the blocks of the longest row, H of heads, d the width of the model and dh
+that of a head. Matrices of rows with fewer than n blocks are padded.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from .rows import Rows
+from .softmax_attention import precise
+
+
+class Blocks(NamedTuple):
+    """
+    The blocks of all rows, one after the other.
+
+    size: b.
+    groups: (row count, number of blocks) of neighbouring rows with the same number, in the order of the rows.
+    tail: slots that a single group of rows of one length lacks to whole blocks.
+    slots: (T,), the slot of each token among the N b of all blocks; `None` in a single group.
+    valid: (N, b), true at slots that hold a valid token; `None` if all do, or if only later tokens can see the others.
+    """
+
+    size: int
+    groups: tuple[tuple[int, int], ...]
+    tail: int
+    slots: torch.Tensor | None
+    valid: torch.Tensor | None
+
+    @classmethod
+    def of(cls, rows: Rows, size: int, is_causal: bool) -> "Blocks":
+        """The blocks of rows; empty slots stand behind the tokens of a row, where no causal query sees them."""
+        if rows.has_one_length:
+            count, length = rows.groups[0]
+            # no division of a negative number: ONNX rounds it towards 0
+            n = (length + size - 1) // size
+            tail = n * size - length
+            valid = None
+            # an exported graph serves every length
+            if not is_causal and (rows.mask is not None or torch.compiler.is_exporting() or tail):
+                ones = torch.ones(count, length, dtype=torch.bool, device=rows.positions.device)
+                valid = F.pad(ones if rows.mask is None else rows.mask, (0, tail)).view(count * n, size)
+            return cls(size, ((count, n),), tail, None, valid)
+        counts = [-(-length // size) for length in rows.lengths]
+        groups: list[tuple[int, int]] = []
+        for count, n in ((1, n) for n in counts):
+            if groups and groups[-1][1] == n:
+                count += groups.pop()[0]
+            groups.append((count, n))
+        device = rows.positions.device
+        starts = torch.tensor([0, *counts], device=device).cumsum(0)[:-1]
+        slots = starts[rows.token_rows()] * size + rows.token_ranks()
+        valid = None
+        if not is_causal:
+            valid = torch.zeros(sum(counts) * size, dtype=torch.bool, device=device)
+            valid = valid.index_fill(0, slots, True).view(-1, size)
+        return cls(size, tuple(groups), 0, slots, valid)
+
+    @property
+    def count(self) -> int:
+        """N"""
+        return sum(rows * n for rows, n in self.groups)
+
+    @property
+    def longest(self) -> int:
+        """n"""
+        return max(n for _, n in self.groups)
+
+    def fill(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(1, T, ...) -> (N, b, ...), 0 in slots without a valid token."""
+        tail = tokens.shape[2:]
+        if self.slots is not None:
+            filled = tokens.new_zeros(self.count * self.size, *tail).index_copy(0, self.slots, tokens[0])
+            return filled.unflatten(0, (self.count, self.size))
+        rows, n = self.groups[0]
+        if torch.compiler.is_exporting() or self.tail:
+            tokens = tokens.view(rows, -1, *tail)
+            tokens = F.pad(tokens, (0, 0) * len(tail) + (0, self.tail))
+        filled = tokens.reshape(rows * n, self.size, *tail)
+        if self.valid is not None:
+            filled = filled * self.valid.view(rows * n, self.size, *[1] * len(tail))
+        return filled
+
+    def empty(self, filled: torch.Tensor) -> torch.Tensor:
+        """(N, b, ...) -> (1, T, ...)"""
+        flat = filled.flatten(0, 1)
+        if self.slots is not None:
+            return Chosen.apply(flat, self.slots)[None]
+        rows, n = self.groups[0]
+        if torch.compiler.is_exporting() or self.tail:
+            flat = flat.unflatten(0, (rows, n * self.size))[:, : n * self.size - self.tail].flatten(0, 1)
+        return flat[None]
+
+    def to_rows(self, of_blocks: torch.Tensor) -> torch.Tensor:
+        """(N, ...) -> (R, n, ...), 0 behind the last block of a row."""
+        if len(self.groups) == 1:
+            return of_blocks.unflatten(0, self.groups[0])
+        parts = of_blocks.split([rows * n for rows, n in self.groups])
+        padded = [
+            F.pad(part.unflatten(0, group), (0, 0) * (of_blocks.dim() - 1) + (0, self.longest - group[1]))
+            for part, group in zip(parts, self.groups, strict=True)
+        ]
+        return torch.cat(padded)
+
+    def to_blocks(self, of_rows: torch.Tensor) -> torch.Tensor:
+        """(R, n, ...) -> (N, ...)"""
+        if len(self.groups) == 1:
+            return of_rows.flatten(0, 1)
+        parts = of_rows.split([rows for rows, _ in self.groups])
+        return torch.cat([part[:, :n].flatten(0, 1) for part, (_, n) in zip(parts, self.groups, strict=True)])
+
+    def row_mask(self) -> torch.Tensor | None:
+        """(R, n), true at blocks that hold a valid token; `None` if all do, or if it makes no difference."""
+        return None if self.valid is None else self.to_rows(self.valid.any(-1))
+
+    def is_first(self, device: torch.device) -> torch.Tensor:
+        """(N,), true at the first block of each row."""
+        return torch.cat([(torch.arange(n, device=device) == 0).repeat(rows) for rows, n in self.groups])
+
+
+class Chosen(torch.autograd.Function):
+    """`tensor[index]` for different indices; the gradient of PyTorch's own adds entry by entry."""
+
+    @staticmethod
+    def forward(tensor, index):
+        return tensor.index_select(0, index)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        tensor, index = inputs
+        ctx.save_for_backward(index)
+        ctx.shape = tensor.shape
+
+    @staticmethod
+    def backward(ctx, grad):
+        (index,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.shape).index_copy(0, index, grad), None
+
+
+def pool_blocks(filled: torch.Tensor, blocks: Blocks, pooling: str) -> torch.Tensor:
+    """
+    One vector for each block: `sum` or `mean` of its valid tokens, or the `first` of them.
+
+    Args:
+        filled: (N, b, d), the attention's input, 0 in empty slots.
+
+    Returns:
+        (R, n, d) in at least float32.
+    """
+    if pooling == "first":
+        return blocks.to_rows(precise(filled[:, 0]))
+    pooled = filled.sum(1, dtype=precise(filled[:0]).dtype)
+    if pooling == "mean":
+        counts = blocks.size if blocks.valid is None else blocks.valid.sum(-1, keepdim=True).clamp(min=1)
+        pooled = pooled / counts
+    return blocks.to_rows(pooled)
+
+
+def causal_sums(filled: torch.Tensor, blocks: Blocks, pooling: str) -> torch.Tensor:
+    """
+    What a causal model may choose a block's sorted block by, before it is scaled: the sum of the row's tokens up to and
+    including the block's first one, or with `first` that token itself. A cache keeps it.
+
+    Args, returns: as for `pool_blocks`.
+    """
+    first = blocks.to_rows(precise(filled[:, 0]))
+    if pooling == "first":
+        return first
+    sums = blocks.to_rows(filled.sum(1, dtype=first.dtype))
+    # past blocks and the first token: to take the rest of the block away again would leak its rounding
+    return F.pad(sums[:, :-1].cumsum(1), (0, 0, 1, 0)) + first
+
+
+def next_causal_sum(
+    sums: torch.Tensor, inputs: torch.Tensor, block: torch.Tensor, size: int, pooling: str
+) -> torch.Tensor:
+    """
+    `causal_sums` of one block of each row, from that of the block before.
+
+    Args:
+        sums: (B, 1, n, d), of which block i - 1 is read.
+        inputs: (B, 1, T, d), the attention's inputs.
+        block: i, (B,).
+
+    Returns:
+        (B, 1, 1, d)
+    """
+    if pooling == "first":
+        return inputs.take_along_dim((block * size)[:, None, None, None], 2).to(sums.dtype)
+    window = block[:, None] * size + torch.arange(1 - size, 1, device=block.device)  # (B, b)
+    recent = inputs.take_along_dim(window.clamp(min=0)[:, None, :, None], 2)
+    recent = recent.masked_fill((window < 0)[:, None, :, None], 0.0)
+    before = sums.take_along_dim((block - 1).clamp(min=0)[:, None, None, None], 2)
+    before = before.masked_fill((block == 0)[:, None, None, None], 0.0)
+    return before + recent.sum(2, keepdim=True, dtype=sums.dtype)
+
+
+def scale_causal_sums(sums: torch.Tensor, size: int, pooling: str) -> torch.Tensor:
+    """(B, n, d) of `causal_sums` -> the pooled blocks: with `mean` divided by the number of tokens summed."""
+    if pooling != "mean":
+        return sums
+    return sums / (torch.arange(sums.shape[1], device=sums.device) * size + 1)[:, None]
+
+
+def sinkhorn(logits: torch.Tensor, mask: torch.Tensor | None, iterations: int) -> torch.Tensor:
+    """
+    Sinkhorn balancing in the log domain: columns and rows are normalised in turn, the rows last.
+
+    Args:
+        logits: (..., n, n).
+        mask: (..., n), true at the blocks that take part, broadcast to the logits; `None` if all do.
+        iterations: how often both are normalised; 0 for a softmax over the rows.
+
+    Returns:
+        (..., n, n) in at least float32: rows that add up to 1, and columns that nearly do, on the sub-matrix of the
+        blocks that take part; 0 elsewhere.
+    """
+    n = logits.shape[-1]
+    pairs = torch.ones(n, n, dtype=torch.bool, device=logits.device)
+    if mask is not None:
+        pairs = mask[..., :, None] & mask[..., None, :]
+    return _balance(logits, pairs, iterations, lambda x: x.logsumexp(-2, keepdim=True))
+
+
+def causal_sinkhorn(logits: torch.Tensor, iterations: int) -> torch.Tensor:
+    """
+    Causal Sinkhorn balancing: row i chooses among the blocks j < i, and the sum that normalises its columns runs over
+    the rows up to i. Row 0 has no past, and is 0.
+
+    A lower-triangular doubly stochastic matrix can only be one thing: with many iterations row i tends to block i - 1,
+    whatever the logits are. 0 iterations, a softmax over each row, leave the choice to the logits.
+
+    Args, returns: as for `sinkhorn`, without a mask: no row sees the blocks that follow it.
+    """
+    n = logits.shape[-1]
+    pairs = torch.ones(n, n, dtype=torch.bool, device=logits.device).tril(-1)
+    return _balance(logits, pairs, iterations, lambda x: x.logcumsumexp(-2))
+
+
+def _balance(
+    logits: torch.Tensor,
+    pairs: torch.Tensor,
+    iterations: int,
+    log_column_sums: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    log_matrix = precise(logits)
+    # finite, because the gradient of a sum of nothing but -inf is not a number
+    lowest = torch.finfo(log_matrix.dtype).min / 4
+    log_matrix = log_matrix.masked_fill(~pairs, lowest)
+    for _ in range(iterations):
+        log_matrix = (log_matrix - log_column_sums(log_matrix)).masked_fill(~pairs, lowest)
+        log_matrix = log_matrix.log_softmax(-1).masked_fill(~pairs, lowest)
+    return log_matrix.softmax(-1).masked_fill(~pairs, 0.0)
+
+
+def gumbel_noise(logits: torch.Tensor) -> torch.Tensor:
+    """Gumbel(0, 1) noise in the shape of the logits."""
+    # -log of an exponential variable, which may round to 0
+    return -torch.empty_like(logits).exponential_().clamp(min=torch.finfo(logits.dtype).tiny).log()
+
+
+def arrived_mass(matrices: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """w_i[t] = sum_j S_ij m_j[t], the valid part of slot t: (R, H, rows, n), (1 or R, n, b) -> (R, H, rows, b)."""
+    return matrices @ valid[:, None].to(matrices.dtype)
+
+
+def divisor(mass: torch.Tensor) -> torch.Tensor:
+    """The mass to divide by: 1 where nothing arrives, and never so small that a gradient overflows."""
+    return torch.where(mass > 0, mass.clamp(min=1e-30), 1.0)
+
+
+def sort_blocks(matrices: torch.Tensor, slots: torch.Tensor, mass: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    The sorted blocks of dense rows, slot by slot the mean of what arrives: sum_j S_ij X_j / w_i.
+
+    Args:
+        matrices: S, (R, H, rows, n).
+        slots: X, (R, H, n, b, dh), 0 in empty slots.
+        mass: w, (R, H, rows, b), or `None` where every slot is full.
+
+    Returns:
+        (R, H, rows, b, dh)
+    """
+    # the smallest masses underflow in float16
+    dtype = matrices.dtype if mass is not None and slots.dtype == torch.float16 else slots.dtype
+    ordered = (matrices.to(dtype) @ slots.to(dtype).flatten(-2)).unflatten(-1, slots.shape[-2:])
+    return ordered if mass is None else (ordered / divisor(mass)[..., None]).to(slots.dtype)
