@@ -26,7 +26,7 @@ from synkhorn.tokenization.tokenization_synkhorn import byte_characters
 from .text_data import Examples
 
 IGNORED = -100
-# documents that are packed together: the last row of each so many may be short
+# documents that are packed together: no row holds documents of two such groups
 PACKED_TOGETHER = 1000
 # texts of a stream that are shuffled at a time
 SHUFFLED_TEXTS = 1000
@@ -48,19 +48,29 @@ def text_rows(
     batch: dict[str, list], column: str, tokenizer: PreTrainedTokenizerBase, max_length: int, packing: bool
 ) -> dict[str, list[list[int]]]:
     """
-    Cut texts into rows of `max_length` tokens, without losing any.
+    Cut texts into rows of at most `max_length` tokens, without losing any.
 
-    A document is what the tokenizer makes of it, special tokens too, and always ends in the end of a document. Packed,
-    documents follow one another, and a row may hold the end of one and the beginning of the next; else each has rows
-    of its own, of which the last is shorter.
+    A document is what the tokenizer makes of it, special tokens too, and always ends in the end of a document. One
+    longer than a row is cut into parts. Packed, a row holds as many documents or parts, one after the other, as fit
+    into it, and `position_ids` that restart at each of them; else each has a row of its own.
     """
     end = end_of_document(tokenizer)
     texts = [text for text in batch[column] if text and text.strip()]
     documents = tokenizer(texts, verbose=False).input_ids if texts else []
     documents = [ids if ids[-1] == end else [*ids, end] for ids in documents]
-    streams = [list(chain.from_iterable(documents))] if packing else documents
-    rows = [ids[i : i + max_length] for ids in streams for i in range(0, len(ids), max_length)]
-    return {"input_ids": rows}
+    parts = [ids[i : i + max_length] for ids in documents for i in range(0, len(ids), max_length)]
+    if not packing:
+        return {"input_ids": parts}
+    rows: list[list[list[int]]] = []
+    for part in parts:
+        if rows and sum(map(len, rows[-1])) + len(part) <= max_length:
+            rows[-1].append(part)
+        else:
+            rows.append([part])
+    return {
+        "input_ids": [list(chain.from_iterable(row)) for row in rows],
+        "position_ids": [list(chain.from_iterable(range(len(part)) for part in row)) for row in rows],
+    }
 
 
 def as_rows(
@@ -127,24 +137,41 @@ def measures(prediction: EvalPrediction, of_bytes: bool) -> dict[str, float]:
     return measured
 
 
-class MaskingCollator:
+class RowCollator:
     """
-    Masks rows as BERT's training does, and pads them.
+    Labels rows, masks them as BERT's training does where the model is a masked one, and makes a batch of them: packed
+    rows one after the other in a batch of one, with `position_ids` that restart at each document; others padded.
 
     What is masked is drawn from `seed`, the epoch and the row alone, or, in a stream, from the row's place in it: a run
-    that goes on after an interruption, or is spread over several processes, masks what one whole run would.
+    that resumes, or is spread over several processes, masks what one whole run would.
+
+    Args:
+        mlm_probability: share of tokens that are masked; `None` for a causal model.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, mlm_probability: float, seed: int):
-        self.masking = DataCollatorForLanguageModeling(tokenizer, mlm_probability=mlm_probability)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, mlm_probability: float | None, seed: int):
+        self.masking = None
+        if mlm_probability is not None:
+            self.masking = DataCollatorForLanguageModeling(tokenizer, mlm_probability=mlm_probability)
         # pads labels too
         self.padding = DataCollatorForTokenClassification(tokenizer)
         self.seed, self.epoch = seed, 0
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return self.padding([self.masked(row["input_ids"], row.get(PLACE, self.epoch)) for row in rows])
+        labelled = [self.labelled(row["input_ids"], row.get(PLACE, self.epoch)) for row in rows]
+        if "position_ids" not in rows[0]:
+            return self.padding(labelled)
+        positions = [row["position_ids"] for row in rows]
+        batch = {name: torch.tensor([list(chain(*(row[name] for row in labelled)))]) for name in labelled[0]}
+        batch["position_ids"] = torch.tensor([list(chain(*positions))])
+        if self.masking is None:
+            # nothing predicts the first token of a document
+            batch["labels"] = batch["labels"].masked_fill(batch["position_ids"] == 0, IGNORED)
+        return batch
 
-    def masked(self, ids: list[int], place: int) -> dict[str, list[int]]:
+    def labelled(self, ids: list[int], place: int) -> dict[str, list[int]]:
+        if self.masking is None:
+            return {"input_ids": ids, "labels": ids}
         drawn_from = hashlib.blake2b(f"{self.seed} {place} {ids}".encode(), digest_size=7).digest()
         self.masking.generator = torch.Generator().manual_seed(int.from_bytes(drawn_from, "big"))
         masked, labels = self.masking.torch_mask_tokens(torch.tensor([ids]))
@@ -167,13 +194,8 @@ class LanguageModelTrainer(Trainer):
         mlm_probability: float | None,
         **kwargs,
     ):
-        self.evaluation_collator: Any
-        collator: Any
-        if mlm_probability is None:
-            collator = self.evaluation_collator = DataCollatorForLanguageModeling(processing_class, mlm=False)
-        else:
-            collator = MaskingCollator(processing_class, mlm_probability, args.seed)
-            self.evaluation_collator = MaskingCollator(processing_class, mlm_probability, EVALUATION_SEED)
+        collator = RowCollator(processing_class, mlm_probability, args.seed)
+        self.evaluation_collator = RowCollator(processing_class, mlm_probability, EVALUATION_SEED)
         special_ids = tuple(processing_class.all_special_ids)
         super().__init__(
             model,
@@ -200,7 +222,7 @@ class LanguageModelTrainer(Trainer):
 class EpochOfMasks(TrainerCallback):
     """Tells a collator the epoch, so that each masks other tokens."""
 
-    def __init__(self, collator: MaskingCollator):
+    def __init__(self, collator: RowCollator):
         self.collator = collator
 
     def on_epoch_begin(self, args, state, control, **kwargs):

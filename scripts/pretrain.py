@@ -91,9 +91,10 @@ class PretrainingArguments:
     packing: bool = field(
         default=True,
         metadata={
-            "help": "Join documents, each ended by an end-of-sequence token, into rows of full length. Attention then "
-            "crosses the borders between the documents of a row. `--no_packing` gives each document rows of its own: "
-            "long ones are cut, short ones padded."
+            "help": "Put documents, each ended by an end-of-sequence token, one after the other into rows of "
+            "--max_length tokens, so that batches have like numbers of tokens. Each document only sees itself. "
+            "`--no_packing` gives each document a row of its own. Long ones are cut either way, and padding is never "
+            "computed."
         },
     )
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens that `mlm` masks."})
@@ -139,12 +140,20 @@ def how_rows_are_made(own: PretrainingArguments, tokenizer: PreTrainedTokenizerB
     end = tokenizer.convert_ids_to_tokens(end_of_document(tokenizer))
     if own.packing:
         return (
-            f"Documents, each ended by `{end}`, are joined and cut into rows of {own.max_length} tokens: in a row, "
-            "attention crosses the borders between documents."
+            f"Documents, each ended by `{end}` and cut into parts of at most {own.max_length} tokens, are packed into "
+            "rows of that length. Attention stays inside a document or part."
         )
+    return f"Each document, ended by `{end}`, is cut into rows of at most {own.max_length} tokens of its own."
+
+
+def share_of_tokens(rows: Examples, max_length: int) -> str:
+    """How full the rows are, for the log."""
+    if isinstance(rows, IterableDataset):
+        return "All computed positions hold a token; how full the rows of a stream are is not known beforehand."
+    tokens = sum(map(len, rows["input_ids"]))
     return (
-        f"Each document, ended by `{end}`, is cut into rows of at most {own.max_length} tokens of its own, padded: no "
-        "attention crosses from one document, or row, to another."
+        f"{len(rows):,} rows hold {tokens:,} tokens, {tokens / (len(rows) * max_length):.0%} of their "
+        f"{max_length} places; only tokens are computed, so that 100% of the computed positions are real."
     )
 
 
@@ -197,16 +206,20 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     model = load_model(OBJECTIVES[own.objective], model_arguments, tokenizer, own.max_length)
     model.config.sparse_prediction = own.objective == "mlm"
     if isinstance(splits["train"], IterableDataset):
+        # each process reads its own rows: a packed batch is a batch of one, which cannot be dealt out
+        training.accelerator_config.dispatch_batches = False
         splits["train"] = endless(splits["train"], training.seed)
+    # rows of their own can be counted one by one in an evaluation, and cost no more
     train, validation = (
-        as_rows(splits[name], own.text_column, tokenizer, own.max_length, own.packing, data.num_workers)
-        for name in ("train", "validation")
+        as_rows(splits[name], own.text_column, tokenizer, own.max_length, packing, data.num_workers)
+        for name, packing in (("train", own.packing), ("validation", False))
     )
     if isinstance(train, IterableDataset):
         train = with_places(train)
     if training.process_index == 0:
         print(f"{type(model).__name__}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens")
-        print(how_rows_are_made(own, tokenizer), flush=True)
+        print(how_rows_are_made(own, tokenizer))
+        print(share_of_tokens(train, own.max_length), flush=True)
 
     texts_of_card = card_texts(own, model_arguments, data, training, tokenizer, command_line("pretrain", arguments))
     callbacks: list[TrainerCallback] = [ModelCardCallback(training.output_dir, texts_of_card, metric="perplexity")]
