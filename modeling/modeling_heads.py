@@ -17,12 +17,17 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from transformers.utils import logging
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..configuration.configuration_backbone import BackboneConfig
 from .modeling_backbone import BackboneModel, BackbonePreTrainedModel
 
+logger = logging.get_logger(__name__)
+
 ModelOutputs = TypeVar("ModelOutputs", bound=ModelOutput)
+# what a text-generation pipeline passes to `generate` where its user asks for no length; both look the same there
+PIPELINE_NEW_TOKENS = 256
 
 
 def pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, pooling: str) -> torch.Tensor:
@@ -93,10 +98,25 @@ class BackboneHead(BackbonePreTrainedModel):
     """A head over a base model; a family's class sets `model_class`."""
 
     model_class: type[BackboneModel]
+    # what `classifier` is called in older checkpoints
+    former_classifier: str | None = None
 
     def __init__(self, config: BackboneConfig):
         super().__init__(config)
-        self.model = self.model_class(config)
+        self.model = self.model_class(self.config)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        if cls.former_classifier is not None:
+            renamed = {rf"^{cls.former_classifier}\.": "classifier."}
+            kwargs["key_mapping"] = renamed | (kwargs.get("key_mapping") or {})
+        return super().from_pretrained(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        former = f"{prefix}{self.former_classifier}."
+        for name in [name for name in state_dict if name.startswith(former)]:
+            state_dict[f"{prefix}classifier.{name.removeprefix(former)}"] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def get_position_embeddings(self) -> nn.Embedding:
         return self.model.get_position_embeddings()
@@ -187,15 +207,27 @@ class BackboneForCausalLM(BackboneHead, GenerationMixin):
         return (torch.arange(mask.shape[1], device=mask.device) - first).clamp(min=0)
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
-        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
         longest = self.config.max_position_embeddings
+        room = longest - input_ids_length
+        if room < 1:
+            raise ValueError(
+                f"the prompt has {input_ids_length} tokens, which leaves no room for a new one in "
+                f"max_position_embeddings={longest}: shorten the prompt, or call resize_max_position_embeddings"
+            )
+        if generation_config.max_length > longest and generation_config.max_new_tokens == PIPELINE_NEW_TOKENS:
+            logger.warning_once(
+                f"max_new_tokens={PIPELINE_NEW_TOKENS}, which Transformers' pipeline asks for by default, is more than "
+                f"max_position_embeddings={longest} have room for: generating at most {room} after this prompt"
+            )
+            generation_config.max_new_tokens, generation_config.max_length = room, longest
         if generation_config.max_length > longest:
             raise ValueError(
                 f"a prompt of {input_ids_length} tokens and max_new_tokens="
                 f"{generation_config.max_length - input_ids_length} (max_length={generation_config.max_length}) are "
-                f"more than max_position_embeddings={longest}: generate at most {longest - input_ids_length}, shorten "
-                "the prompt, or call resize_max_position_embeddings"
+                f"more than max_position_embeddings={longest}: generate at most {room}, shorten the prompt, or call "
+                "resize_max_position_embeddings"
             )
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
 
     @can_return_tuple
     def forward(
@@ -242,6 +274,7 @@ class BackboneForSequenceClassification(BackboneHead):
         ValueError: for `classifier_pooling="cls"` with a causal trunk, whose first token sees nothing else.
     """
 
+    former_classifier = "sequence_classifier"
     # the loss is a mean over examples: the Trainer itself divides it by the accumulation steps
     accepts_loss_kwargs = False
 
@@ -249,7 +282,7 @@ class BackboneForSequenceClassification(BackboneHead):
         check_pooling(config)
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.sequence_classifier = ClassificationHead(config, config.num_labels)
+        self.classifier = ClassificationHead(config, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -266,7 +299,7 @@ class BackboneForSequenceClassification(BackboneHead):
         """`labels`: (batch,) classes or targets, or (batch, num_labels). `logits`: (batch, num_labels)."""
         outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
         pooled = pool(outputs.last_hidden_state, attention_mask, self.config.classifier_pooling)
-        logits = self.sequence_classifier(pooled)
+        logits = self.classifier(pooled)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
@@ -276,11 +309,13 @@ class BackboneForSequenceClassification(BackboneHead):
 class BackboneForTokenClassification(BackboneHead):
     """A label for every token."""
 
+    former_classifier = "token_classifier"
+
     def __init__(self, config: BackboneConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.dropout = nn.Dropout(classifier_dropout(config))
-        self.token_classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -296,7 +331,7 @@ class BackboneForTokenClassification(BackboneHead):
     ) -> TokenClassifierOutput:
         """`labels`: (batch, length) classes, -100 where no loss is taken. `logits`: (batch, length, num_labels)."""
         outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
-        logits = self.token_classifier(self.dropout(outputs.last_hidden_state))
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, config=self.config, **kwargs)
