@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticLayer
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -14,7 +15,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_backbone import BackboneConfig
 from .left_alignment import LeftAlignment
-from .position_cache import NewTokens
+from .position_cache import NewTokens, PositionLayer, PositionLayerMixin, StaticPositionLayer
 
 logger = logging.get_logger(__name__)
 
@@ -38,6 +39,18 @@ def check_range(name: str, ids: torch.Tensor | None, field: str, size: int) -> N
     for extreme in ids.aminmax():
         if not 0 <= extreme < size:
             raise ValueError(f"{name} holds {extreme}, but {field}={size}: ids lie in 0 to {size - 1}")
+
+
+def check_no_types(token_type_ids: torch.Tensor) -> None:
+    """Raise a `ValueError` for types other than 0; an accelerator and a traced graph assert it instead."""
+    fault = (
+        "token_type_ids holds types other than 0, but type_vocab_size=0: set it in the configuration, or call the "
+        "tokenizer with return_token_type_ids=False"
+    )
+    if token_type_ids.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        torch._assert_async((token_type_ids == 0).all(), fault)
+    elif token_type_ids.any():
+        raise ValueError(fault)
 
 
 class BackboneEmbeddings(nn.Module):
@@ -114,20 +127,35 @@ class BackboneLayer(GradientCheckpointingLayer):
 class BackbonePreTrainedModel(PreTrainedModel):
     """
     What every model of a family is. A family's own subclass sets `config_class`, `attention_class` (a module of a
-    configuration and a layer index, from (B, L, d) to the pair of (B, L, d) and the weights or `None`) and, beside
+    configuration and a layer index, from (B, L, d) to the pair of (B, L, d) and the weights or `None`), where its cache
+    holds more than keys and values `cache_layers` (the class of a dynamic layer and of a static one) and, beside
     `hidden_states`, what of its attention `_can_record_outputs`: `output_attentions` asks for all of it. A module with
     tensors of its own initialises them in `initialize_parameters(std)`, with the functions of
     `transformers.initialization`.
+
+    Raises:
+        ValueError: for a configuration of another family, or one whose fields do not fit each other.
     """
 
     config: BackboneConfig
     base_model_prefix = "model"
     attention_class: type[nn.Module]
+    cache_layers: tuple[type[PositionLayerMixin], type[PositionLayerMixin]] = (PositionLayer, StaticPositionLayer)
     supports_gradient_checkpointing = True
     # not the embeddings: fully sharded, they share a unit with the head that they are tied to
     _no_split_modules = ["BackboneLayer"]
     _supports_sdpa = True
     _can_compile_fullgraph = True
+
+    def __init__(self, config: BackboneConfig, *inputs, **kwargs):
+        own = self.config_class
+        if own.export_code is not None and not isinstance(config, own):
+            # made by remote code, perhaps of another release, it could not save the source files of this model
+            if config.model_type != own.model_type:
+                raise ValueError(f"config={type(config).__name__} must be a {own.__name__} for {type(self).__name__}")
+            config = own.from_dict(config.to_dict(), attn_implementation=config._attn_implementation)
+        config.validate_architecture()
+        super().__init__(config, *inputs, **kwargs)
 
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -148,13 +176,26 @@ class BackbonePreTrainedModel(PreTrainedModel):
         missing = past_key_values.get_max_length() - attention_mask.shape[1]
         return nn.functional.pad(attention_mask, (0, missing), value=1)
 
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
+        """Save the model with its source files; those of a Trainer's `run/checkpoint-5` are put into `run` too."""
+        # names of weights that were renamed as they were loaded are not restored
+        kwargs = {"save_original_format": False} | kwargs
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        run, slash, name = str(save_directory).replace("\\", "/").rstrip("/").rpartition("/")
+        if is_main_process and name.startswith("checkpoint-") and name.removeprefix("checkpoint-").isdigit():
+            # a Trainer that pushes during training copies weights and config.json from there to `run`, and pushes that
+            if self.config.export_code is None:
+                custom_object_save(self, f"{run}{slash}" or ".")
+            else:
+                self.config.export_code(self.config.model_type, f"{run}{slash}" or ".")
+
     def resize_max_position_embeddings(self, max_position_embeddings: int) -> None:
         """
         Grow or shrink every tensor that is tied to the maximal length, in place.
 
         What was learned of the positions that stay is kept; what is new is initialised as at construction. The resized
         tensors are new parameters: make the optimizer afterwards. The model's configuration changes in place; another
-        model made from the same object should have had a copy.
+        model made from the same object should have had a copy. Set the tokenizer's `model_max_length` too.
 
         Args:
             max_position_embeddings: the new maximal length N.
@@ -238,7 +279,7 @@ class BackboneModel(BackbonePreTrainedModel):
                 a cache (batch, past + length).
             position_ids: (batch, length) or (1, length): where position embeddings and rotations are read; by default
                 a row's first valid token is at 0. Synthesised weights and blocks always count from that token.
-            token_type_ids: (batch, length) token types, where the configuration has `type_vocab_size`.
+            token_type_ids: (batch, length) token types, all 0 where the configuration's `type_vocab_size` is 0.
             inputs_embeds: (batch, length, hidden_size) in place of the word embeddings.
             past_key_values: a `DynamicCache` or `StaticCache` made with `config=model.config`, or returned before, that
                 holds the tokens before these. Causal models only.
@@ -320,24 +361,42 @@ class BackboneModel(BackbonePreTrainedModel):
     def _prepare_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache to use: the one given, a new one, or none."""
         if past_key_values is None:
-            return DynamicCache(config=self.config) if use_cache and self.config.is_causal else None
+            return self._with_own_layers(DynamicCache()) if use_cache and self.config.is_causal else None
         if not self.config.is_causal:
-            raise ValueError("past_key_values was given, but is_causal=False: this model sees later tokens too")
+            raise ValueError(
+                "past_key_values was given, but is_causal=False: this model sees later tokens too. PEFT's prefix "
+                "tuning, which gives it, is not supported: use LoRA or prompt tuning"
+            )
         if self.gradient_checkpointing and self.training:
             raise ValueError(
                 "past_key_values was given, but activation checkpointing would fill it twice: switch it off"
             )
-        if getattr(past_key_values, "layer_class_to_replicate", None) is DynamicLayer and not past_key_values.layers:
-            # a `DynamicCache()` made without the configuration, and still empty
-            past_key_values.layers = DynamicCache(config=self.config).layers
-            past_key_values.layer_class_to_replicate = None
-        layer_types = [getattr(layer, "_layer_type", None) for layer in getattr(past_key_values, "layers", [])]
-        if layer_types != self.config.layer_types:
+        return self._with_own_layers(past_key_values)
+
+    def _with_own_layers(self, cache: Cache) -> Cache:
+        """The cache, whose layers become this model's own if they are empty ones of Transformers."""
+        layers = getattr(cache, "layers", [])
+        if not layers and getattr(cache, "layer_class_to_replicate", None) is DynamicLayer:
+            layers = [DynamicLayer() for _ in range(self.config.num_hidden_layers)]
+            cache.layer_class_to_replicate = None
+        if any(type(layer) not in self.cache_layers for layer in layers):
+            cache.layers = layers = [self._own_layer(layer) for layer in layers]
+        if len(layers) != self.config.num_hidden_layers or any(type(x) not in self.cache_layers for x in layers):
             raise ValueError(
-                f"past_key_values={past_key_values!r} is no cache of this model: make it with "
-                "DynamicCache(config=model.config) or StaticCache(config=model.config, max_cache_len=...)"
+                f"past_key_values={cache!r} is no cache of this model: make it with DynamicCache(config=model.config) "
+                "or StaticCache(config=model.config, max_cache_len=...), and let this model fill it. PEFT's prefix "
+                "tuning, which fills it by itself, is not supported: use LoRA or prompt tuning"
             )
-        return past_key_values
+        return cache
+
+    def _own_layer(self, layer: CacheLayerMixin) -> CacheLayerMixin:
+        """One of `cache_layers` in place of an empty layer of Transformers; any other layer as it is."""
+        if layer.is_initialized and int(layer.get_seq_length()) > 0:
+            return layer
+        dynamic, static = self.cache_layers
+        if type(layer) is StaticLayer:
+            return static(max_cache_len=layer.max_cache_len)
+        return dynamic() if type(layer) is DynamicLayer else layer
 
     def _cached_lengths(self, past_key_values: Cache | None, length: int) -> tuple[int | torch.Tensor, int]:
         """How many tokens are in the cache, and how many positions there will be with `length` more."""
@@ -370,20 +429,18 @@ class BackboneModel(BackbonePreTrainedModel):
         if shape[1] < 1 or shape[1] > config.max_position_embeddings:
             raise ValueError(
                 f"the input has {shape[1]} tokens, but this model takes 1 to "
-                f"max_position_embeddings={config.max_position_embeddings}: truncate it, or call "
-                "resize_max_position_embeddings"
+                f"max_position_embeddings={config.max_position_embeddings}: truncate it (truncation=True does, if the "
+                "tokenizer's model_max_length is that number too), or call resize_max_position_embeddings"
             )
         if position_ids is not None and position_ids.shape not in (shape, (1, shape[1])):
             raise ValueError(
                 f"position_ids has shape {tuple(position_ids.shape)}, but must be {tuple(shape)} or (1, {shape[1]})"
             )
         if token_type_ids is not None and not config.type_vocab_size:
-            raise ValueError(
-                "token_type_ids was given, but type_vocab_size=0: set it in the configuration, or call the tokenizer "
-                "with return_token_type_ids=False"
-            )
+            check_no_types(token_type_ids)
         check_range("input_ids", input_ids, "vocab_size", config.vocab_size)
-        check_range("token_type_ids", token_type_ids, "type_vocab_size", config.type_vocab_size)
+        if config.type_vocab_size:
+            check_range("token_type_ids", token_type_ids, "type_vocab_size", config.type_vocab_size)
         if config.position_embedding_type == "learned":
             check_range("position_ids", position_ids, "max_position_embeddings", config.max_position_embeddings)
 

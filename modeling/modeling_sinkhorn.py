@@ -30,7 +30,16 @@ from .sinkhorn_attention import (
     sinkhorn_attention,
     to_blocks,
 )
-from .sinkhorn_cache import SortedBlock, block_counts, block_runs, decode, next_pooled, sort_past_blocks
+from .sinkhorn_cache import (
+    SortedBlock,
+    SortedBlocksLayer,
+    StaticSortedBlocksLayer,
+    block_counts,
+    block_runs,
+    decode,
+    next_pooled,
+    sort_past_blocks,
+)
 
 
 def sort_heads(config: SinkhornConfig) -> int:
@@ -157,15 +166,10 @@ class SinkhornAttention(nn.Module):
 
     `attn_implementation="eager"` writes out the weights of all slots and returns the effective weights over the
     original tokens; `"sdpa"` is the fast form, and returns none.
-
-    Raises:
-        ValueError: for a configuration that no model can have, such as SortCut with `is_causal`.
     """
 
     def __init__(self, config: SinkhornConfig, layer_idx: int):
         super().__init__()
-        # once more, because a causal language model makes its copy of the configuration causal
-        config.validate_architecture()
         self.config = config
         self.layer_idx = layer_idx
         self.scaling = config.head_dim**-0.5
@@ -358,6 +362,7 @@ class SinkhornPreTrainedModel(BackbonePreTrainedModel):
     config_class = SinkhornConfig
     config: SinkhornConfig
     attention_class = SinkhornAttention
+    cache_layers = (SortedBlocksLayer, StaticSortedBlocksLayer)
     _can_record_outputs = {
         "hidden_states": BackboneLayer,
         "attentions": SinkhornAttention,

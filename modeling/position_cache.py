@@ -1,6 +1,7 @@
 """
 Cache layers for generation that are addressed by position: a row's first valid token is at 0, however it was padded.
-Importing this file makes them known to Transformers' `DynamicCache` and `StaticCache`.
+A model puts them into an empty `DynamicCache` or `StaticCache`. Transformers' registry of layer types would share them
+between the models of a process, also between checkpoints that bring code of different releases.
 """
 
 from abc import abstractmethod
@@ -163,8 +164,6 @@ class PositionLayerMixin(CacheLayerMixin):
 class PositionLayer(PositionLayerMixin, DynamicLayer):
     """Grows as tokens come: by a thirty-second at a time, so that a token costs no copy of those before it."""
 
-    _layer_type = "synkhorn_positions"
-
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.length = 0
@@ -206,8 +205,6 @@ class PositionLayer(PositionLayerMixin, DynamicLayer):
 
 class StaticPositionLayer(PositionLayerMixin, StaticLayer):
     """Has its tensors of full length from the first call on, and keeps them, as `torch.compile` wants it."""
-
-    _layer_type = "synkhorn_positions"
 
     def prepare(self, new_states: dict[str, torch.Tensor], end: int) -> None:
         if not self.is_initialized:
