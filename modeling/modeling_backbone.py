@@ -137,6 +137,7 @@ class BackbonePreTrainedModel(PreTrainedModel):
         ValueError: for a configuration of another family, or one whose fields do not fit each other.
     """
 
+    config_class: type[BackboneConfig]
     config: BackboneConfig
     base_model_prefix = "model"
     attention_class: type[nn.Module]
@@ -153,7 +154,8 @@ class BackbonePreTrainedModel(PreTrainedModel):
             # made by remote code, perhaps of another release, it could not save the source files of this model
             if config.model_type != own.model_type:
                 raise ValueError(f"config={type(config).__name__} must be a {own.__name__} for {type(self).__name__}")
-            config = own.from_dict(config.to_dict(), attn_implementation=config._attn_implementation)
+            implementation = config._attn_implementation
+            config = own.from_dict(config.to_dict(), attn_implementation=implementation)  # type: ignore[assignment]
         config.validate_architecture()
         super().__init__(config, *inputs, **kwargs)
 
@@ -176,11 +178,11 @@ class BackbonePreTrainedModel(PreTrainedModel):
         missing = past_key_values.get_max_length() - attention_mask.shape[1]
         return nn.functional.pad(attention_mask, (0, missing), value=1)
 
-    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
+    def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
         """Save the model with its source files; those of a Trainer's `run/checkpoint-5` are put into `run` too."""
         # names of weights that were renamed as they were loaded are not restored
         kwargs = {"save_original_format": False} | kwargs
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         run, slash, name = str(save_directory).replace("\\", "/").rstrip("/").rpartition("/")
         if is_main_process and name.startswith("checkpoint-") and name.removeprefix("checkpoint-").isdigit():
             # a Trainer that pushes during training copies weights and config.json from there to `run`, and pushes that
