@@ -83,14 +83,13 @@ class BackboneConfig(PreTrainedConfig):
             `tanh` (BERT), `relu` (DistilBERT), `linear` for none (GPT-2).
 
     Raises:
-        ValueError: at construction, for a value or combination that no model can have.
+        ValueError: at construction and at an assignment for a value that no model can have; at construction, and when a
+            model is made, for fields that do not fit each other.
     """
 
     # the installed package sets it, so that a saved configuration has its source files beside it;
     # in remote code it stays None, because Transformers itself copies flat source folders
     export_code: ClassVar[Any] = None
-    # the `_layer_type` of a cache's layers
-    cache_layer_type: ClassVar[str] = "synkhorn_positions"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     vocab_size: int = 30522
@@ -145,39 +144,52 @@ class BackboneConfig(PreTrainedConfig):
         """Width of one head, d / H."""
         return self.hidden_size // self.num_attention_heads
 
-    @property
-    def layer_types(self) -> list[str]:
-        """What Transformers makes each layer's cache by: the names that the layers of `position_cache.py` register."""
-        return [self.cache_layer_type] * self.num_hidden_layers
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.check_field(name, value)
+        super().__setattr__(name, value)
 
-    def validate_layer_type(self):
-        # Transformers' own list of names has not ours
-        pass
+    # `@strict` would run anything named `validate_...`
+    def check_field(self, field: str, value: Any) -> None:
+        """Raise a `ValueError` for a value that a field cannot have, whatever the others are. Assignments call it."""
+        if value is None:
+            return
+        if field in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+        ):
+            check_at_least(field, value, 1)
+        if field == "num_hidden_layers":
+            # a huge tensor fails at once, but a huge number of layers would loop forever
+            check_at_most(field, value, 10_000)
+        elif field == "type_vocab_size":
+            check_at_least(field, value, 0)
+        elif field == "initializer_range" and not 0 <= value < math.inf:
+            raise ValueError(f"initializer_range={value!r} must be finite, and not negative")
+        elif field == "layer_norm_eps" and not 0 < value < math.inf:
+            raise ValueError(f"layer_norm_eps={value!r} must be positive and finite")
+        elif field in ("hidden_act", "classifier_act"):
+            check_choice(field, value, list(ACT2FN))
+        elif field == "position_embedding_type":
+            check_choice(field, value, POSITION_EMBEDDING_TYPES)
+        elif field == "classifier_pooling":
+            check_choice(field, value, POOLINGS)
+        elif field in ("hidden_dropout", "attention_dropout", "classifier_dropout") and not 0 <= value < 1:
+            raise ValueError(f"{field}={value!r} must lie in [0, 1)")
 
     def validate_architecture(self):
+        """Raise a `ValueError` for fields that no model can have together; a model's constructor calls it too."""
         super().validate_architecture()
-        for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-            check_at_least(field, getattr(self, field), 1)
-        # what is too large a tensor has no memory; this would go on for ever
-        check_at_most("num_hidden_layers", self.num_hidden_layers, 10_000)
-        check_at_least("max_position_embeddings", self.max_position_embeddings, 1)
-        check_at_least("type_vocab_size", self.type_vocab_size, 0)
-        if not 0 <= self.initializer_range < math.inf:
-            raise ValueError(f"initializer_range={self.initializer_range!r} must be finite, and not negative")
-        if not 0 < self.layer_norm_eps < math.inf:
-            raise ValueError(f"layer_norm_eps={self.layer_norm_eps!r} must be positive and finite")
+        for field in fields(self):
+            # a list may have been changed in place
+            self.check_field(field.name, getattr(self, field.name))
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}"
             )
-        for field in ("hidden_act", "classifier_act"):
-            check_choice(field, getattr(self, field), list(ACT2FN))
-        check_choice("position_embedding_type", self.position_embedding_type, POSITION_EMBEDDING_TYPES)
-        check_choice("classifier_pooling", self.classifier_pooling, POOLINGS)
-        for field in ("hidden_dropout", "attention_dropout", "classifier_dropout"):
-            value = getattr(self, field)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{field}={value!r} must lie in [0, 1)")
         for token in ("pad", "bos", "eos", "cls", "sep", "mask"):
             value = getattr(self, f"{token}_token_id")
             for token_id in value if isinstance(value, list) else [value]:
@@ -186,7 +198,6 @@ class BackboneConfig(PreTrainedConfig):
         if self.position_embedding_type == "rope":
             self.check_rotary()
 
-    # `@strict` would run anything named `validate_...`
     def check_rotary(self):
         if self.head_dim % 2:
             raise ValueError(

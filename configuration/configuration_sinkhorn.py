@@ -1,7 +1,7 @@
 """Configuration of the Sinkhorn family."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
@@ -49,7 +49,6 @@ class SinkhornConfig(BackboneConfig):
     """
 
     model_type: ClassVar[str] = "sinkhorn"
-    cache_layer_type: ClassVar[str] = "synkhorn_sorted_blocks"
 
     block_size: int = 64
     sort_net: str = "linear"
@@ -73,26 +72,36 @@ class SinkhornConfig(BackboneConfig):
         """Whether the columns of the sort matrix are normalised too."""
         return self.sort_net != "none" and not (self.is_causal and self.causal_balancing == "softmax")
 
+    def check_field(self, field: str, value: Any) -> None:
+        super().check_field(field, value)
+        if field in ("block_size", "sortcut_blocks") and value is not None:
+            check_at_least(field, value, 1)
+        elif field == "sort_net":
+            check_choice(field, value, SORT_NETS)
+        elif field == "block_pooling":
+            check_choice(field, value, BLOCK_POOLINGS)
+        elif field == "combine":
+            check_choice(field, value, COMBINES)
+        elif field == "causal_balancing":
+            check_choice(field, value, CAUSAL_BALANCINGS)
+        elif field == "sinkhorn_iterations":
+            check_at_least(field, value, 0)
+            check_at_most(field, value, 10_000)
+        elif field == "sinkhorn_temperature" and not 0 < value < math.inf:
+            raise ValueError(f"sinkhorn_temperature={value!r} must be positive and finite")
+
     def validate_architecture(self):
         super().validate_architecture()
-        check_at_least("block_size", self.block_size, 1)
         if self.block_size > self.max_position_embeddings:
             raise ValueError(
                 f"block_size={self.block_size} is more than max_position_embeddings={self.max_position_embeddings}"
             )
-        check_choice("sort_net", self.sort_net, SORT_NETS)
-        check_choice("block_pooling", self.block_pooling, BLOCK_POOLINGS)
-        check_choice("combine", self.combine, COMBINES)
-        check_choice("causal_balancing", self.causal_balancing, CAUSAL_BALANCINGS)
-        check_at_least("sinkhorn_iterations", self.sinkhorn_iterations, 1 if self.is_balanced else 0)
-        check_at_most("sinkhorn_iterations", self.sinkhorn_iterations, 10_000)
-        if not 0 < self.sinkhorn_temperature < math.inf:
-            raise ValueError(f"sinkhorn_temperature={self.sinkhorn_temperature!r} must be positive and finite")
+        if self.is_balanced:
+            check_at_least("sinkhorn_iterations", self.sinkhorn_iterations, 1)
         if self.sortcut_blocks is not None:
             self._validate_sortcut()
 
     def _validate_sortcut(self):
-        check_at_least("sortcut_blocks", self.sortcut_blocks, 1)
         if self.sortcut_blocks > self.num_blocks:
             raise ValueError(
                 f"sortcut_blocks={self.sortcut_blocks} is more than the {self.num_blocks} blocks of "

@@ -52,18 +52,24 @@ class SynthesizerConfig(BackboneConfig):
             return most_even_pair(self.max_position_embeddings)
         return self.factors[0], self.factors[1]
 
+    def check_field(self, field: str, value: Any) -> None:
+        super().check_field(field, value)
+        if field == "synthesizers":
+            if not value:
+                raise ValueError(f"synthesizers={value!r} is empty: name at least one of {SYNTHESIZERS}")
+            for name in value:
+                check_choice("synthesizers", name, SYNTHESIZERS)
+            if len(set(value)) < len(value):
+                raise ValueError(f"synthesizers={value!r} names a member twice")
+        elif field == "mixture_weighting":
+            check_choice(field, value, MIXTURE_WEIGHTINGS)
+        elif field in ("rank", "synthesizer_hidden_size") and value is not None:
+            check_at_least(field, value, 1)
+        elif field == "factors" and value is not None and (len(value) != 2 or min(value) < 1):
+            raise ValueError(f"factors={value!r} must be two positive sizes [a, b]")
+
     def validate_architecture(self):
         super().validate_architecture()
-        if not self.synthesizers:
-            raise ValueError(f"synthesizers={self.synthesizers!r} is empty: name at least one of {SYNTHESIZERS}")
-        for name in self.synthesizers:
-            check_choice("synthesizers", name, SYNTHESIZERS)
-        if len(set(self.synthesizers)) < len(self.synthesizers):
-            raise ValueError(f"synthesizers={self.synthesizers!r} names a member twice")
-        check_choice("mixture_weighting", self.mixture_weighting, MIXTURE_WEIGHTINGS)
-        check_at_least("rank", self.rank, 1)
-        if self.synthesizer_hidden_size is not None:
-            check_at_least("synthesizer_hidden_size", self.synthesizer_hidden_size, 1)
         if self.position_embedding_type == "rope" and "dot_product" not in self.synthesizers:
             raise ValueError(
                 "position_embedding_type='rope' rotates the queries and keys of dot_product, which "
@@ -75,8 +81,6 @@ class SynthesizerConfig(BackboneConfig):
                     f"factors={self.factors!r} are those of factorized_dense, which synthesizers={self.synthesizers!r} "
                     "lacks: leave them out"
                 )
-            if len(self.factors) != 2 or min(self.factors) < 1:
-                raise ValueError(f"factors={self.factors!r} must be two positive sizes [a, b]")
             if self.factors[0] * self.factors[1] < self.max_position_embeddings:
                 raise ValueError(
                     f"factors={self.factors!r} cover {self.factors[0] * self.factors[1]} positions, fewer than "

@@ -21,6 +21,18 @@ def check_range(name: str, ids: torch.Tensor | None, field: str, size: int) -> N
             raise ValueError(f"{name} holds {extreme}, but {field}={size}: ids lie in 0 to {size - 1}")
 
 
+def check_no_types(token_type_ids: torch.Tensor) -> None:
+    """Check that types are all 0, as tokenizers of BERT give them; where values cannot be read it is asserted."""
+    fault = (
+        "token_type_ids holds types other than 0, but type_vocab_size=0: set it in the configuration, or call the "
+        "tokenizer with return_token_type_ids=False"
+    )
+    if not reads_values(token_type_ids):
+        torch._assert_async((token_type_ids == 0).all(), fault)
+    elif token_type_ids.any():
+        raise ValueError(fault)
+
+
 def check_inputs(
     config: BackboneConfig,
     input_ids: torch.Tensor | None,
@@ -45,13 +57,8 @@ def check_inputs(
         raise ValueError(
             f"position_ids has shape {tuple(position_ids.shape)}, but must be {(batch, length)} or (1, {length})"
         )
-    untyped = token_type_ids is not None and not config.type_vocab_size
-    # tokenizers of BERT give zeros, which carry nothing
-    if untyped and reads_values(token_type_ids) and token_type_ids.any():
-        raise ValueError(
-            f"token_type_ids holds {token_type_ids.max()}, but type_vocab_size=0: set it in the configuration, or "
-            "call the tokenizer with return_token_type_ids=False"
-        )
+    if token_type_ids is not None and not config.type_vocab_size:
+        check_no_types(token_type_ids)
     check_range("input_ids", input_ids, "vocab_size", config.vocab_size)
     if config.type_vocab_size:
         check_range("token_type_ids", token_type_ids, "type_vocab_size", config.type_vocab_size)
@@ -69,8 +76,9 @@ def check_length(config: BackboneConfig, length: int, past_length: int = 0) -> N
         )
     if length > longest:
         raise ValueError(
-            f"the input has {length} tokens, but this model takes 1 to max_position_embeddings={longest}: truncate it, "
-            "or call resize_max_position_embeddings"
+            f"the input has {length} tokens, but this model takes 1 to max_position_embeddings={longest}: truncate it "
+            "(truncation=True does, if the tokenizer's model_max_length is that number too), or call "
+            "resize_max_position_embeddings"
         )
 
 

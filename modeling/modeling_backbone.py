@@ -1,11 +1,10 @@
-"""The backbone that the families share: embeddings, layers, initialisation and the base model."""
+"""The models that the families share: their common base class, and the base model without a head."""
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import logging
@@ -14,7 +13,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_backbone import BackboneConfig
 from .backbone_attention import BackboneAttention
+from .backbone_layers import BackboneEmbeddings, BackboneLayer
 from .input_checks import check_inputs, check_length, checked_mask, packed_lengths
+from .position_cache import PositionLayer, PositionLayerMixin, StaticPositionLayer, with_own_layers
 from .rows import Rows
 
 logger = logging.get_logger(__name__)
@@ -23,100 +24,39 @@ logger = logging.get_logger(__name__)
 PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
 
-def sinusoidal_positions(position_ids: torch.Tensor, hidden_size: int) -> torch.Tensor:
-    """(..., L) positions -> (..., L, d) sines and cosines (Vaswani et al., arXiv 1706.03762, section 3.5), float32."""
-    frequency = torch.arange(0, hidden_size, 2, device=position_ids.device, dtype=torch.float32)
-    angle = position_ids[..., None].float() * 10000.0 ** (-frequency / hidden_size)  # (..., L, ceil(d / 2))
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :hidden_size]
-
-
-class BackboneEmbeddings(nn.Module):
-    """Sum of word, position and token-type embeddings, as the configuration has them, then norm and dropout."""
-
-    def __init__(self, config: BackboneConfig):
-        super().__init__()
-        self.config = config
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        if config.position_embedding_type == "learned":
-            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        if config.type_vocab_size:
-            self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.norm = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.embedding_norm else nn.Identity()
-        )
-        self.dropout = nn.Dropout(config.hidden_dropout)
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        position_ids: torch.Tensor,
-        token_type_ids: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """(1, T) ids or (1, T, d) embeddings, (1, T) positions, (1, T) types or `None` for type 0 -> (1, T, d)."""
-        hidden_states = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if self.config.position_embedding_type == "learned":
-            hidden_states = hidden_states + self.position_embeddings(position_ids)
-        elif self.config.position_embedding_type == "sinusoidal":
-            positions = sinusoidal_positions(position_ids, self.config.hidden_size)
-            hidden_states = hidden_states + positions.to(hidden_states.dtype)
-        if self.config.type_vocab_size:
-            types = torch.zeros_like(position_ids) if token_type_ids is None else token_type_ids
-            hidden_states = hidden_states + self.token_type_embeddings(types)
-        return self.dropout(self.norm(hidden_states))
-
-
-class BackboneFeedForward(nn.Module):
-    """d -> `intermediate_size` -> d with one activation, position by position."""
-
-    def __init__(self, config: BackboneConfig):
-        super().__init__()
-        self.input = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.output(self.activation(self.input(hidden_states)))
-
-
-class BackboneLayer(GradientCheckpointingLayer):
-    """Attention and feed-forward, each with a residual and a norm before (GPT-2) or after it (BERT)."""
-
-    def __init__(self, config: BackboneConfig, attention: BackboneAttention):
-        super().__init__()
-        self.norm_first = config.norm_first
-        self.attention = attention
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feed_forward = BackboneFeedForward(config)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout)
-
-    def forward(self, hidden_states: torch.Tensor, rows: Rows, **kwargs) -> torch.Tensor:
-        if self.norm_first:
-            attended, _ = self.attention(self.attention_norm(hidden_states), rows, **kwargs)
-            hidden_states = hidden_states + self.dropout(attended)
-            return hidden_states + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states)))
-        attended, _ = self.attention(hidden_states, rows, **kwargs)
-        hidden_states = self.attention_norm(hidden_states + self.dropout(attended))
-        return self.feed_forward_norm(hidden_states + self.dropout(self.feed_forward(hidden_states)))
-
-
 class BackbonePreTrainedModel(PreTrainedModel):
     """
     What every model of a family is. A family's own subclass sets `config_class`, `attention_class` (a
-    `BackboneAttention`) and, beside `hidden_states`, which outputs of its attention `_can_record_outputs`:
+    `BackboneAttention`), where its cache holds more than keys and values `cache_layers` (the class of a dynamic layer
+    and of a static one) and, beside `hidden_states`, which outputs of its attention `_can_record_outputs`:
     `output_attentions` asks for all of them. A module with tensors of its own initialises them in
     `initialize_parameters(std)`, with the functions of `transformers.initialization`.
+
+    Raises:
+        ValueError: for a configuration of another family, or one whose fields do not fit each other.
     """
 
+    config_class: type[BackboneConfig]
     config: BackboneConfig
     base_model_prefix = "model"
     attention_class: type[BackboneAttention]
+    cache_layers: tuple[type[PositionLayerMixin], type[PositionLayerMixin]] = (PositionLayer, StaticPositionLayer)
     supports_gradient_checkpointing = True
     # not the embeddings: fully sharded, they share a unit with the head that they are tied to
     _no_split_modules = ["BackboneLayer"]
     _supports_sdpa = True
     _can_compile_fullgraph = True
+
+    def __init__(self, config: BackboneConfig, *inputs, **kwargs):
+        own = self.config_class
+        if own.export_code is not None and not isinstance(config, own):
+            # made by remote code, perhaps of another release, it could not save the source files of this model
+            if config.model_type != own.model_type:
+                raise ValueError(f"config={type(config).__name__} must be a {own.__name__} for {type(self).__name__}")
+            implementation = config._attn_implementation
+            config = own.from_dict(config.to_dict(), attn_implementation=implementation)  # type: ignore[assignment]
+        config.validate_architecture()
+        super().__init__(config, *inputs, **kwargs)
 
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -137,13 +77,26 @@ class BackbonePreTrainedModel(PreTrainedModel):
         missing = past_key_values.get_max_length() - attention_mask.shape[1]
         return nn.functional.pad(attention_mask, (0, missing), value=1)
 
+    def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
+        """Save the model with its source files; those of a Trainer's `run/checkpoint-5` are put into `run` too."""
+        # names of weights that were renamed as they were loaded are not restored
+        kwargs = {"save_original_format": False} | kwargs
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        run, slash, name = str(save_directory).replace("\\", "/").rstrip("/").rpartition("/")
+        if is_main_process and name.startswith("checkpoint-") and name.removeprefix("checkpoint-").isdigit():
+            # a Trainer that pushes during training copies weights and config.json from there to `run`, and pushes that
+            if self.config.export_code is None:
+                custom_object_save(self, f"{run}{slash}" or ".")
+            else:
+                self.config.export_code(self.config.model_type, f"{run}{slash}" or ".")
+
     def resize_max_position_embeddings(self, max_position_embeddings: int) -> None:
         """
         Grow or shrink every tensor that is tied to the maximal length, in place.
 
         What was learned of the positions that stay is kept; what is new is initialised as at construction. The resized
         tensors are new parameters: make the optimizer afterwards. The model's configuration changes in place; another
-        model made from the same object should have had a copy.
+        model made from the same object should have had a copy. Set the tokenizer's `model_max_length` too.
 
         Args:
             max_position_embeddings: the new maximal length N.
@@ -186,6 +139,8 @@ class BackboneModel(BackbonePreTrainedModel):
 
     def __init__(self, config: BackboneConfig):
         super().__init__(config)
+        # the one that the base class may have converted
+        config = self.config
         self.embeddings = BackboneEmbeddings(config)
         self.layers = nn.ModuleList(
             BackboneLayer(config, self.attention_class(config, layer_idx))
@@ -235,7 +190,7 @@ class BackboneModel(BackbonePreTrainedModel):
                 past + length).
             position_ids: (batch, length) or (1, length): where position embeddings and rotations are read; by default
                 a row's first valid token is at 0. Synthesised weights and blocks always count from that token.
-            token_type_ids: (batch, length) token types, where the configuration has `type_vocab_size`.
+            token_type_ids: (batch, length) token types, all 0 where the configuration's `type_vocab_size` is 0.
             inputs_embeds: (batch, length, hidden_size) in place of the word embeddings.
             past_key_values: a `DynamicCache` or `StaticCache` made with `config=model.config`, or returned before, that
                 holds the tokens before these. Causal models only.
@@ -324,7 +279,12 @@ class BackboneModel(BackbonePreTrainedModel):
         past: int | torch.Tensor = 0
         end = length
         if past_key_values is not None:
-            self._check_cache(past_key_values)
+            if not config.is_causal:
+                raise ValueError(
+                    "past_key_values was given, but is_causal=False: this model sees later tokens too. PEFT's prefix "
+                    "tuning, which gives it, is not supported: use LoRA or prompt tuning"
+                )
+            past_key_values = with_own_layers(past_key_values, self.cache_layers, config.num_hidden_layers)
             past = past_key_values.get_seq_length()
             if isinstance(past, torch.Tensor) and torch.compiler.is_compiling():
                 end = min(past_key_values.get_max_length(), config.max_position_embeddings)
@@ -349,19 +309,5 @@ class BackboneModel(BackbonePreTrainedModel):
                 "past_key_values was given, but activation checkpointing would fill it twice: switch it off"
             )
         if past_key_values is None and use_cache and config.is_causal and not (recomputes or rows.is_packed):
-            past_key_values = DynamicCache(config=config)
+            past_key_values = with_own_layers(DynamicCache(), self.cache_layers, config.num_hidden_layers)
         return rows, past_key_values
-
-    def _check_cache(self, past_key_values: Cache) -> None:
-        """Check that a cache was made for this model; an empty `DynamicCache()` becomes one."""
-        if not self.config.is_causal:
-            raise ValueError("past_key_values was given, but is_causal=False: this model sees later tokens too")
-        if getattr(past_key_values, "layer_class_to_replicate", None) is DynamicLayer and not past_key_values.layers:
-            past_key_values.layers = DynamicCache(config=self.config).layers
-            past_key_values.layer_class_to_replicate = None
-        layer_types = [getattr(layer, "_layer_type", None) for layer in getattr(past_key_values, "layers", [])]
-        if layer_types != self.config.layer_types:
-            raise ValueError(
-                f"past_key_values={past_key_values!r} is no cache of this model: make it with "
-                "DynamicCache(config=model.config) or StaticCache(config=model.config, max_cache_len=...)"
-            )

@@ -5,7 +5,6 @@ from typing import TypeVar
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import (
@@ -17,84 +16,18 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from transformers.utils import logging
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..configuration.configuration_backbone import BackboneConfig
+from .head_layers import ClassificationHead, MaskedLMHead, check_pooling, classifier_dropout, pool, token_labels
 from .modeling_backbone import BackboneModel, BackbonePreTrainedModel
-from .rows import Rows
-from .softmax_attention import precise
+
+logger = logging.get_logger(__name__)
 
 ModelOutputs = TypeVar("ModelOutputs", bound=ModelOutput)
-
-
-def pool(hidden_states: torch.Tensor, rows: Rows, pooling: str) -> torch.Tensor:
-    """(1, T, d) tokens -> (R, d): mean of each row's tokens, the first (`cls`) or the `last`; 0 for an empty row."""
-    pooled = []
-    sizes = [count * length for count, length in rows.groups]
-    for tokens, (count, length) in zip(hidden_states[0].split(sizes), rows.groups, strict=True):
-        tokens = tokens.unflatten(0, (count, length))  # (rows, length, d)
-        if not length:
-            pooled.append(tokens.sum(1))
-        elif pooling == "mean":
-            valid = precise(tokens[:, :, 0].new_ones(1, length) if rows.mask is None else rows.mask.to(tokens.dtype))
-            # no product of matrices, which autocast would round
-            weights = valid / valid.sum(-1, keepdim=True)
-            pooled.append((weights[..., None] * tokens).sum(1).to(tokens.dtype))
-        elif pooling == "cls" or rows.mask is None:
-            pooled.append(tokens[:, 0 if pooling == "cls" else -1])
-        else:
-            last = rows.mask.sum(-1) - 1
-            pooled.append(tokens[torch.arange(count, device=last.device), last])
-    pooled = rows.in_order(torch.cat(pooled))
-    # a static row without valid tokens counts as one of them
-    return pooled if rows.valid is None else pooled * rows.valid.any(-1, keepdim=True)
-
-
-def check_pooling(config: BackboneConfig) -> None:
-    """Raise a `ValueError` where the classifier would read a token that has seen nothing but itself."""
-    if config.is_causal and config.classifier_pooling == "cls":
-        raise ValueError(
-            "classifier_pooling='cls' with is_causal=True reads a token that has seen nothing: choose last or mean"
-        )
-
-
-class ClassificationHead(nn.Module):
-    """Dense layer and activation (with tanh BERT's pooler), dropout, and the classifier: (..., d) -> (..., labels)."""
-
-    def __init__(self, config: BackboneConfig, num_labels: int):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACT2FN[config.classifier_act]
-        self.dropout = nn.Dropout(classifier_dropout(config))
-        self.out_proj = nn.Linear(config.hidden_size, num_labels)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.out_proj(self.dropout(self.activation(self.dense(self.dropout(hidden_states)))))
-
-
-class MaskedLMHead(nn.Module):
-    """Dense layer, activation and norm, as in BERT: (..., d) -> (..., d), what the decoder reads."""
-
-    def __init__(self, config: BackboneConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.activation(self.dense(hidden_states)))
-
-
-def token_labels(labels: torch.Tensor | None, rows: Rows) -> torch.Tensor | None:
-    """(B, L) labels -> those of the tokens, (1, T); -100 at masked tokens, which static rows keep."""
-    if labels is None:
-        return None
-    return rows.gather(labels if rows.valid is None else labels.masked_fill(~rows.valid, -100))
-
-
-def classifier_dropout(config: BackboneConfig) -> float:
-    """Dropout probability before a classifier."""
-    return config.hidden_dropout if config.classifier_dropout is None else config.classifier_dropout
+# what a text-generation pipeline passes to `generate` where its user asks for no length; both look the same there
+PIPELINE_NEW_TOKENS = 256
 
 
 def with_recorded(head_outputs: ModelOutputs, outputs: ModelOutput) -> ModelOutputs:
@@ -109,10 +42,25 @@ class BackboneHead(BackbonePreTrainedModel):
     """A head over a base model; a family's class sets `model_class`."""
 
     model_class: type[BackboneModel]
+    # what `classifier` is called in older checkpoints
+    former_classifier: str | None = None
 
     def __init__(self, config: BackboneConfig):
         super().__init__(config)
-        self.model = self.model_class(config)
+        self.model = self.model_class(self.config)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        if cls.former_classifier is not None:
+            renamed = {rf"^{cls.former_classifier}\.": "classifier."}
+            kwargs["key_mapping"] = renamed | (kwargs.get("key_mapping") or {})
+        return super().from_pretrained(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        former = f"{prefix}{self.former_classifier}."
+        for name in [name for name in state_dict if name.startswith(former)]:
+            state_dict[f"{prefix}classifier.{name.removeprefix(former)}"] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def get_position_embeddings(self) -> nn.Embedding:
         return self.model.get_position_embeddings()
@@ -196,15 +144,27 @@ class BackboneForCausalLM(BackboneHead, GenerationMixin):
         self.lm_head = new_embeddings
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
-        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
         longest = self.config.max_position_embeddings
+        room = longest - input_ids_length
+        if room < 1:
+            raise ValueError(
+                f"the prompt has {input_ids_length} tokens, which leaves no room for a new one in "
+                f"max_position_embeddings={longest}: shorten the prompt, or call resize_max_position_embeddings"
+            )
+        if generation_config.max_length > longest and generation_config.max_new_tokens == PIPELINE_NEW_TOKENS:
+            logger.warning_once(
+                f"max_new_tokens={PIPELINE_NEW_TOKENS}, which Transformers' pipeline asks for by default, is more than "
+                f"max_position_embeddings={longest} have room for: generating at most {room} after this prompt"
+            )
+            generation_config.max_new_tokens, generation_config.max_length = room, longest
         if generation_config.max_length > longest:
             raise ValueError(
                 f"a prompt of {input_ids_length} tokens and max_new_tokens="
                 f"{generation_config.max_length - input_ids_length} (max_length={generation_config.max_length}) are "
-                f"more than max_position_embeddings={longest}: generate at most {longest - input_ids_length}, shorten "
-                "the prompt, or call resize_max_position_embeddings"
+                f"more than max_position_embeddings={longest}: generate at most {room}, shorten the prompt, or call "
+                "resize_max_position_embeddings"
             )
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
 
     @can_return_tuple
     def forward(
@@ -260,6 +220,7 @@ class BackboneForSequenceClassification(BackboneHead):
         ValueError: for `classifier_pooling="cls"` with a causal trunk, whose first token sees nothing else.
     """
 
+    former_classifier = "sequence_classifier"
     # the loss is a mean over examples: the Trainer itself divides it by the accumulation steps
     accepts_loss_kwargs = False
 
@@ -267,7 +228,7 @@ class BackboneForSequenceClassification(BackboneHead):
         check_pooling(config)
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.sequence_classifier = ClassificationHead(config, config.num_labels)
+        self.classifier = ClassificationHead(config, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -287,7 +248,7 @@ class BackboneForSequenceClassification(BackboneHead):
         """
         outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
         pooled = pool(outputs.last_hidden_state, outputs.rows, self.config.classifier_pooling)
-        logits = self.sequence_classifier(pooled)
+        logits = self.classifier(pooled)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
@@ -297,11 +258,13 @@ class BackboneForSequenceClassification(BackboneHead):
 class BackboneForTokenClassification(BackboneHead):
     """A label for every token."""
 
+    former_classifier = "token_classifier"
+
     def __init__(self, config: BackboneConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.dropout = nn.Dropout(classifier_dropout(config))
-        self.token_classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -320,7 +283,7 @@ class BackboneForTokenClassification(BackboneHead):
         num_labels), 0 at masked tokens.
         """
         outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
-        logits, rows = self.token_classifier(self.dropout(outputs.last_hidden_state)), outputs.rows
+        logits, rows = self.classifier(self.dropout(outputs.last_hidden_state)), outputs.rows
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=token_labels(labels, rows), config=self.config, **kwargs)

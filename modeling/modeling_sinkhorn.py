@@ -19,7 +19,7 @@ from .modeling_heads import (
     BackboneForTokenClassification,
 )
 from .sinkhorn_attention import Options, literal_sinkhorn_attention, sinkhorn_attention
-from .sinkhorn_cache import SortedBlocksLayerMixin
+from .sinkhorn_cache import SortedBlocksLayer, SortedBlocksLayerMixin, StaticSortedBlocksLayer
 from .sinkhorn_decoding import block_runs, decode_blocks
 from .sinkhorn_sort import (
     Blocks,
@@ -161,14 +161,9 @@ class SinkhornAttention(BackboneAttention):
 
     Rotary positions turn queries and keys before the sort, so that a moved key keeps the angle of its own position.
     `attentions` are the effective weights over the original tokens, the sort multiplied in.
-
-    Raises:
-        ValueError: for a configuration that no model can have, such as SortCut with `is_causal`.
     """
 
     def __init__(self, config: SinkhornConfig, layer_idx: int):
-        # once more, because a causal language model makes its copy of the configuration causal
-        config.validate_architecture()
         super().__init__(config, layer_idx)
         self.scaling = config.head_dim**-0.5
         self.sort = None if config.sort_net == "none" else BlockSort(config)
@@ -251,6 +246,7 @@ class SinkhornPreTrainedModel(BackbonePreTrainedModel):
     config_class = SinkhornConfig
     config: SinkhornConfig
     attention_class = SinkhornAttention
+    cache_layers = (SortedBlocksLayer, StaticSortedBlocksLayer)
     _can_record_outputs = {
         "hidden_states": BackboneLayer,
         "attentions": SinkhornAttention,

@@ -1,13 +1,14 @@
 """
 Cache layers for generation that are addressed by position: a row's first valid token is at 0, however it was padded.
-Importing this file makes them known to Transformers' `DynamicCache` and `StaticCache`.
+A model puts them into an empty `DynamicCache` or `StaticCache`. Transformers' registry of layer types would share them
+between the models of a process, also between checkpoints that bring code of different releases.
 """
 
 from abc import abstractmethod
 
 import torch
 from torch.nn import functional as F
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, StaticLayer
 
 from .rows import Rows
 
@@ -118,8 +119,6 @@ class PositionLayerMixin(CacheLayerMixin):
 class PositionLayer(PositionLayerMixin, DynamicLayer):
     """Grows as tokens come: by a thirty-second at a time, so that a token costs no copy of those before it."""
 
-    _layer_type = "synkhorn_positions"
-
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.length = 0
@@ -162,8 +161,6 @@ class PositionLayer(PositionLayerMixin, DynamicLayer):
 class StaticPositionLayer(PositionLayerMixin, StaticLayer):
     """Has its tensors of full length from the first call on, and keeps them, as `torch.compile` wants it."""
 
-    _layer_type = "synkhorn_positions"
-
     def prepare(self, new_states: dict[str, torch.Tensor], end: int) -> None:
         if not self.is_initialized:
             self.lazy_initialization(new_states["keys"], new_states["values"])
@@ -182,3 +179,43 @@ class StaticPositionLayer(PositionLayerMixin, StaticLayer):
         if self.is_initialized:
             self.cumulative_length.zero_()
             self.map(torch.Tensor.zero_)
+
+
+def with_own_layers(
+    cache: Cache, own: tuple[type[PositionLayerMixin], type[PositionLayerMixin]], num_layers: int
+) -> Cache:
+    """
+    The cache, its empty layers of Transformers replaced by a model's own.
+
+    Args:
+        cache: one given to the model, or a new one.
+        own: the classes of a dynamic layer and of a static one.
+        num_layers: number of layers of the model.
+
+    Raises:
+        ValueError: for a cache that another model has filled.
+    """
+    layers = getattr(cache, "layers", [])
+    if not layers and getattr(cache, "layer_class_to_replicate", None) is DynamicLayer:
+        layers = [DynamicLayer() for _ in range(num_layers)]
+        cache.layer_class_to_replicate = None
+    if any(type(layer) not in own for layer in layers):
+        cache.layers = layers = [own_layer(layer, *own) for layer in layers]
+    if len(layers) != num_layers or any(type(layer) not in own for layer in layers):
+        raise ValueError(
+            f"past_key_values={cache!r} is no cache of this model: make it with DynamicCache(config=model.config) or "
+            "StaticCache(config=model.config, max_cache_len=...), and let this model fill it. PEFT's prefix tuning, "
+            "which fills it by itself, is not supported: use LoRA or prompt tuning"
+        )
+    return cache
+
+
+def own_layer(
+    layer: CacheLayerMixin, dynamic: type[PositionLayerMixin], static: type[PositionLayerMixin]
+) -> CacheLayerMixin:
+    """A layer of these classes in place of an empty one of Transformers; any other layer as it is."""
+    if layer.is_initialized and int(layer.get_seq_length()) > 0:
+        return layer
+    if type(layer) is StaticLayer:
+        return static(max_cache_len=layer.max_cache_len)
+    return dynamic() if type(layer) is DynamicLayer else layer

@@ -124,16 +124,12 @@ class SortedBlocksLayerMixin(PositionLayerMixin):
 
 
 class SortedBlocksLayer(SortedBlocksLayerMixin, PositionLayer):
-    _layer_type = "synkhorn_sorted_blocks"
-
     def reset(self) -> None:
         super().reset()
         self.sums = self.sorted = None
 
 
 class StaticSortedBlocksLayer(SortedBlocksLayerMixin, StaticPositionLayer):
-    _layer_type = "synkhorn_sorted_blocks"
-
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         self.inputs = None

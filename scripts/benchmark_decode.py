@@ -89,6 +89,8 @@ def filled_cache(model: PreTrainedModel, length: int, batch_size: int) -> Dynami
         ids = torch.randint(0, config.vocab_size, (batch_size, length))
         return model(ids, use_cache=True, logits_to_keep=1).past_key_values
     cache = DynamicCache(config=config)
+    if config.model_type == "synthesizer":
+        cache.layers = [model.cache_layers[0]() for _ in cache.layers]  # type: ignore[index]
     heads = config.num_attention_heads
     states = torch.randn(batch_size, heads, length, config.hidden_size // heads)
     for layer in range(config.num_hidden_layers):

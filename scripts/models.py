@@ -81,7 +81,8 @@ def load_model(
     auto_class: Any, arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_length: int, **task_fields: Any
 ) -> PreTrainedModel:
     """
-    A model from scratch, or a checkpoint's, whose head is new where the checkpoint has another.
+    A model from scratch, or a checkpoint's, whose head is new where the checkpoint has another. The tokenizer's
+    `model_max_length` becomes the model's limit.
 
     Args:
         auto_class: an Auto class, such as `AutoModelForMaskedLM`.
@@ -124,6 +125,8 @@ def load_model(
         if length != config.max_position_embeddings:
             model.resize_max_position_embeddings(length)
     check_fit(model.config, tokenizer, max_length)
+    # a pipeline cuts there
+    tokenizer.model_max_length = model.config.max_position_embeddings
     return model
 
 

@@ -385,7 +385,7 @@ def start_new_weights(model: PreTrainedModel, copied: Mapping[str, str]) -> dict
         elif name.endswith(ZERO_AT_START) and "dot_product" in members:
             tensor.zero_()
             new[name] = "zero: no logits yet"
-        elif name == "sequence_classifier.dense.weight" and "sequence_classifier.out_proj.weight" in copied:
+        elif name == "classifier.dense.weight" and "classifier.out_proj.weight" in copied:
             # GPT-2's classifier is one linear layer
             nn.init.eye_(tensor)
             new[name] = "the identity"

@@ -1,6 +1,7 @@
 """Writes the source files that a checkpoint needs, flat, beside its weights, so that it loads without the package."""
 
 import ast
+import hashlib
 import os
 import re
 from importlib.util import find_spec, resolve_name
@@ -62,9 +63,11 @@ def export_code(model_type: str, folder: str | os.PathLike) -> list[Path]:
         The files written.
     """
     package = __name__.split(".")[0]
-    written = []
-    for module in sorted(needed_modules(f"{package}.modeling.modeling_{model_type}")):
-        path = Path(folder) / f"{module.rsplit('.')[-1]}.py"
-        write_whole(path, flat_source(module))
-        written.append(path)
+    modules = sorted(needed_modules(f"{package}.modeling.modeling_{model_type}"))
+    sources = {f"{module.rsplit('.')[-1]}.py": flat_source(module) for module in modules}
+    # so that no file is the same in two releases: `AutoModel` runs what it loaded first for an equal configuration file
+    digest = hashlib.sha256("\0".join(sources.values()).encode()).hexdigest()
+    written = [Path(folder) / name for name in sources]
+    for path in written:
+        write_whole(path, f"{sources[path.name]}\n# digest of all files: {digest}\n")
     return written

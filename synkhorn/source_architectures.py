@@ -97,7 +97,7 @@ BERT_MASKED_LM = SourceHead(
         "cls.predictions.decoder": "mlm_decoder",
     },
 )
-TOKEN_CLASSIFICATION = SourceHead("ForTokenClassification", {"classifier": "token_classifier"})
+TOKEN_CLASSIFICATION = SourceHead("ForTokenClassification", {"classifier": "classifier"})
 QUESTION_ANSWERING = SourceHead("ForQuestionAnswering", {"qa_outputs": "qa_outputs"})
 POOLED_CHOICE = SourceHead(
     "ForMultipleChoice",
@@ -118,7 +118,7 @@ BERT = SourceArchitecture(
         "ForPreTraining": BERT_MASKED_LM,
         "ForSequenceClassification": SourceHead(
             "ForSequenceClassification",
-            {"pooler.dense": "sequence_classifier.dense", "classifier": "sequence_classifier.out_proj"},
+            {"pooler.dense": "classifier.dense", "classifier": "classifier.out_proj"},
             FIRST_TOKEN,
         ),
         "ForTokenClassification": TOKEN_CLASSIFICATION,
@@ -147,7 +147,7 @@ ROBERTA = SourceArchitecture(
         ),
         "ForSequenceClassification": SourceHead(
             "ForSequenceClassification",
-            {"classifier.dense": "sequence_classifier.dense", "classifier.out_proj": "sequence_classifier.out_proj"},
+            {"classifier.dense": "classifier.dense", "classifier.out_proj": "classifier.out_proj"},
             FIRST_TOKEN,
         ),
         "ForTokenClassification": TOKEN_CLASSIFICATION,
@@ -191,7 +191,7 @@ DISTILBERT = SourceArchitecture(
         ),
         "ForSequenceClassification": SourceHead(
             "ForSequenceClassification",
-            {"pre_classifier": "sequence_classifier.dense", "classifier": "sequence_classifier.out_proj"},
+            {"pre_classifier": "classifier.dense", "classifier": "classifier.out_proj"},
             FIRST_TOKEN | {"classifier_act": "relu"},
         ),
         "ForTokenClassification": TOKEN_CLASSIFICATION,
@@ -231,7 +231,7 @@ GPT2 = SourceArchitecture(
         # one linear layer: the dense layer before it is the identity
         "ForSequenceClassification": SourceHead(
             "ForSequenceClassification",
-            {"score": "sequence_classifier.out_proj"},
+            {"score": "classifier.out_proj"},
             {"classifier_pooling": "last", "classifier_act": "linear"},
         ),
         "ForTokenClassification": TOKEN_CLASSIFICATION,

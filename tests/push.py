@@ -7,6 +7,7 @@ Run in a process of its own with `HF_ENDPOINT` at the loopback Hub: pushes a mod
 import sys
 
 from datasets import Dataset
+from interrupted import interrupted_training
 from transformers import Trainer, TrainingArguments
 from variants import randomize, tiny_config
 
@@ -27,4 +28,6 @@ arguments = TrainingArguments(
 trainer = Trainer(model, arguments, train_dataset=data, processing_class=tokenizer)
 trainer.train()
 trainer.push_to_hub()
+for strategy in ("every_save", "checkpoint"):
+    interrupted_training(model, tokenizer, f"{folder}/{strategy}", strategy)
 print("pushed")

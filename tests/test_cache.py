@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
 from variants import CAUSAL_VARIANTS, causal_model, padding, random_ids, tiny_config, tiny_sinkhorn_config
 
 from synkhorn import SinkhornForCausalLM, SynthesizerForCausalLM, SynthesizerModel
@@ -246,10 +247,17 @@ def test_a_token_of_a_sinkhorn_model_costs_the_same_at_any_length(name):
 def test_what_a_cache_is_made_of_is_checked():
     model, ids = causal_model("synthesizer-dense"), random_ids(1, 5)
     sinkhorn = causal_model("sinkhorn-default")
-    # made without the configuration, but still empty
-    assert model(ids, past_key_values=DynamicCache()).past_key_values.get_seq_length() == 5
-    with pytest.raises(ValueError, match="is no cache of this model"):
-        model(ids, past_key_values=DynamicCache(config=sinkhorn.config))
+    # made without the configuration, or with another one of as many layers, but still empty
+    for empty in (DynamicCache(), DynamicCache(config=sinkhorn.config), StaticCache(sinkhorn.config, max_cache_len=9)):
+        assert model(ids, past_key_values=empty).past_key_values.get_seq_length() == 5
+    states = torch.zeros(1, 3, 2, 6)
+    filled, shorter, other = (DynamicCache(config=model.config) for _ in range(3))
+    filled.update(states, states, 1)
+    shorter.layers.pop()
+    other.layers[1] = type("QuantizedLayer", (DynamicLayer,), {})()
+    for cache in (sinkhorn(ids).past_key_values, filled, shorter, other, DynamicCache([(states, states)] * 2)):
+        with pytest.raises(ValueError, match="is no cache of this model"):
+            model(ids, past_key_values=cache)
     with pytest.raises(ValueError, match="is_causal=False"):
         SynthesizerModel(tiny_config())(ids, past_key_values=DynamicCache(config=model.config))
     assert "past_key_values" not in SynthesizerModel(tiny_config())(ids, use_cache=True)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig
 from variants import random_ids, tiny_config, tiny_sinkhorn_config
@@ -15,10 +16,27 @@ from synkhorn import (
     SynthesizerConfig,
     SynthesizerForCausalLM,
     SynthesizerForMaskedLM,
+    SynthesizerModel,
 )
 from synkhorn.configuration.configuration_backbone import most_even_pair
 
 ROTARY = {"position_embedding_type": "rope", "synthesizers": ["dot_product"]}
+
+
+def check_refused(make, model_class, fields, words):
+    """Fields are refused by the constructor, and assigned one by one at once or by a model of the configuration."""
+    config = make()
+
+    def assign():
+        for field, value in fields.items():
+            setattr(config, field, value)
+        model_class(config)
+
+    for refused in (lambda: make(**fields), assign):
+        with pytest.raises(ValueError) as error:
+            refused()
+        for word in words:
+            assert word in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +80,7 @@ ROTARY = {"position_embedding_type": "rope", "synthesizers": ["dot_product"]}
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_impossible_values_are_named(fields, words):
-    with pytest.raises(ValueError) as error:
-        tiny_config(**fields)
-    for word in words:
-        assert word in str(error.value)
+    check_refused(tiny_config, SynthesizerModel, fields, words)
 
 
 @pytest.mark.parametrize(
@@ -92,10 +107,7 @@ def test_impossible_values_are_named(fields, words):
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_impossible_values_of_sinkhorn_are_named(fields, words):
-    with pytest.raises(ValueError) as error:
-        tiny_sinkhorn_config(**fields)
-    for word in words:
-        assert word in str(error.value)
+    check_refused(tiny_sinkhorn_config, SinkhornModel, fields, words)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +142,40 @@ def test_a_causal_lm_takes_no_sortcut():
         SinkhornForCausalLM(tiny_sinkhorn_config(sortcut_blocks=2))
     with pytest.raises(ValueError, match="block_size=4 is more than max_position_embeddings=3"):
         SinkhornModel(tiny_sinkhorn_config()).resize_max_position_embeddings(3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"block_size": 0}, {"sinkhorn_temperature": 0.0}, {"combine": "product"}, {"attention_dropout": 1.0}],
+    ids=str,
+)
+def test_a_model_stays_as_it_was_where_an_assignment_is_refused(fields):
+    model, ids = SinkhornModel(tiny_sinkhorn_config()).eval(), random_ids(2, 13)
+    expected = model(ids).last_hidden_state
+    ((field, value),) = fields.items()
+    with pytest.raises(ValueError, match=f"{field}="):
+        setattr(model.config, field, value)
+    assert torch.equal(model(ids).last_hidden_state, expected)
+
+
+def test_a_list_that_was_changed_in_place_is_refused():
+    config = tiny_config()
+    config.synthesizers.append("dens")
+    with pytest.raises(ValueError, match="synthesizers='dens' is unknown"):
+        SynthesizerModel(config)
+
+
+def test_a_family_that_cannot_be_causal_makes_no_causal_model():
+    @strict
+    class BidirectionalConfig(SynthesizerConfig):
+        def validate_architecture(self):
+            super().validate_architecture()
+            if self.is_causal:
+                raise ValueError("is_causal=True is not for this family")
+
+    assert not SynthesizerModel(BidirectionalConfig()).config.is_causal
+    with pytest.raises(ValueError, match="is_causal=True is not for this family"):
+        SynthesizerForCausalLM(BidirectionalConfig())
 
 
 def test_fields_are_typed():

@@ -160,7 +160,7 @@ def test_a_mismatch_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
         (["--tolerance", "0"], "tolerance=0.0 must be positive"),
         (
             ["--auto_class", "AutoModelForTokenClassification"],
-            "lacks weights of a SynthesizerForTokenClassification: token_classifier",
+            "lacks weights of a SynthesizerForTokenClassification: classifier",
         ),
     ],
 )

@@ -157,7 +157,7 @@ def test_lora_trains_a_checkpoint_and_loads_without_peft(family, tmp_path):
     before, after = load_file(base / "model.safetensors"), load_file(output / "model.safetensors")
     assert set(before) == set(after)
     changed = {key for key in before if not torch.equal(before[key], after[key])}
-    head = {"token_classifier.weight", "token_classifier.bias"}
+    head = {"classifier.weight", "classifier.bias"}
     assert changed > head
     assert all(key.split(".")[-2] in beside and key.endswith(".weight") for key in changed - head)
     loaded, total = loaded_elsewhere(output, "AutoModelForTokenClassification", tmp_path / "home")
@@ -178,8 +178,8 @@ def test_a_checkpoint_for_other_classes_gets_a_new_head(tmp_path):
     finetune.main(call)
     before, after = load_file(base / "model.safetensors"), load_file(output / "model.safetensors")
     assert {key for key in before if before[key].shape != after[key].shape} == {
-        "sequence_classifier.out_proj.weight",
-        "sequence_classifier.out_proj.bias",
+        "classifier.out_proj.weight",
+        "classifier.out_proj.bias",
     }
     other = ["--model_config", '{"hidden_size": 16}', "--output_dir", str(tmp_path / "narrow")]
     message = error_of([*call, *other])

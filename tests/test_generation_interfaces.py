@@ -1,5 +1,6 @@
 """What generates text around `generate()`: `pipeline("text-generation")` without the package, and streamers."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -42,6 +43,28 @@ def alone(generate, prompt: str) -> str:
     inputs = generate.tokenizer(prompt, return_tensors="pt")
     sequences = generate.model.generate(**inputs, max_new_tokens=8)
     return generate.tokenizer.decode(sequences[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_pipelines_ask_for_no_more_than_the_model_takes(checkpoint, caplog):
+    generate = pipeline("text-generation", str(checkpoint), return_full_text=False)
+    generate.model.generation_config.eos_token_id = None
+    # another test of the process may have been told already
+    logging.Logger.warning_once.cache_clear()
+    tokens = generate("a prompt", return_tensors=True)[0]["generated_token_ids"]
+    length = len(generate.tokenizer("a prompt").input_ids)
+    assert len(tokens) == 32
+    assert "max_new_tokens=256" in caplog.text and f"at most {32 - length} after" in caplog.text
+    # what the caller did ask for is an error, before and after
+    for asked in ({"max_new_tokens": 30}, {"max_new_tokens": 257}, {"max_length": 33}):
+        with pytest.raises(ValueError, match=rf"generate at most {32 - length}, shorten the prompt"):
+            generate("a prompt", **asked)
+    with pytest.raises(ValueError, match="the prompt has 2001 tokens, which leaves no room .*=32: shorten the prompt"):
+        generate("a" * 2000)
+
+
+def test_pipelines_truncate_what_is_longer_than_the_model(checkpoint):
+    fill = pipeline("feature-extraction", str(checkpoint), truncation=True)
+    assert len(fill("a" * 2000)[0]) == fill.model.config.max_position_embeddings == 32
 
 
 def test_pipeline_in_batches_in_a_process_without_the_package(checkpoint, tmp_path):

@@ -131,7 +131,7 @@ def test_pooling_reads_valid_tokens_only(pooling, side):
         torch.testing.assert_close(batch[row], alone.logits[0], atol=1e-5, rtol=1e-5)
         states = model.model(alone_ids).last_hidden_state[0]
         pooled = {"mean": states.mean(0), "cls": states[0], "last": states[-1]}[pooling]
-        torch.testing.assert_close(model.sequence_classifier(pooled), alone.logits[0])
+        torch.testing.assert_close(model.classifier(pooled), alone.logits[0])
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -278,6 +278,24 @@ def test_bad_input_is_named():
     for head in ("ForSequenceClassification", "ForMultipleChoice"):
         with pytest.raises(ValueError, match="classifier_pooling='cls' with is_causal=True"):
             head_class(head)(tiny_config(classifier_pooling="cls", is_causal=True))
+
+
+@torch.no_grad()
+def test_types_that_are_all_zero_carry_nothing():
+    model, ids = randomize(synkhorn.SinkhornModel(tiny_sinkhorn_config())).eval(), random_ids(2, 5)
+    expected, types = model(ids).last_hidden_state, torch.zeros_like(ids)
+    one = types.clone()
+    one[1, 3] = 1
+    assert torch.equal(model(ids, token_type_ids=types).last_hidden_state, expected)
+    with pytest.raises(ValueError, match="holds types other than 0, but type_vocab_size=0"):
+        model(ids, token_type_ids=one)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(ids, token_type_ids=types).last_hidden_state, expected)
+    with pytest.raises(RuntimeError, match="holds types other than 0"):
+        compiled(ids, token_type_ids=one)
+    with_types = synkhorn.SinkhornModel(tiny_sinkhorn_config(type_vocab_size=2))
+    with pytest.raises(ValueError, match="token_type_ids holds 2, but type_vocab_size=2"):
+        with_types(ids, token_type_ids=one * 2)
 
 
 def test_sdpa_says_that_it_returns_no_weights(caplog, monkeypatch):

@@ -147,7 +147,7 @@ def test_resizing_rejects_what_is_no_length():
 def test_a_head_loads_from_another_head_with_only_its_own_weights_new(tmp_path):
     SynthesizerForMaskedLM(tiny_config()).save_pretrained(tmp_path)
     model, info = SynthesizerForTokenClassification.from_pretrained(tmp_path, num_labels=7, output_loading_info=True)
-    assert set(info["missing_keys"]) == {"token_classifier.weight", "token_classifier.bias"}
+    assert set(info["missing_keys"]) == {"classifier.weight", "classifier.bias"}
     assert all(name.startswith("mlm_") for name in info["unexpected_keys"])
     assert not info["mismatched_keys"]
-    assert model.token_classifier.weight.std() > 0
+    assert model.classifier.weight.std() > 0

@@ -33,6 +33,8 @@ MODULES = {
 }
 # parts of these that reach the network, processes or files
 REACHING = ("hub", "utils.hub", "distributed", "multiprocessing", "cpp_extension", "dynamic_module_utils", "file_utils")
+# copies the source files of a model to a folder, as `save_pretrained` of Transformers does by it
+ALLOWED = {"transformers.dynamic_module_utils.custom_object_save"}
 BUILTINS = {"__import__", "breakpoint", "compile", "eval", "exec", "globals", "input", "open", "vars"}
 INSIDES = {"__bases__", "__builtins__", "__code__", "__globals__", "__loader__", "__mro__", "__subclasses__"}
 CALLS = {"torch.load", "torch.save", "torch.hub.load", "torch.ops.load_library", "torch.classes.load_library"}
@@ -59,6 +61,8 @@ def reached(source: str) -> list[str]:
     tree = ast.parse(source)
     found = []
     for name in imports(tree):
+        if name in ALLOWED:
+            continue
         package, _, rest = name.partition(".")
         is_known = package in MODULES or any(name.startswith(f"{module}.") for module in MODULES)
         if not is_known or any(part in f".{rest}." for part in (f".{reaching}." for reaching in REACHING)):

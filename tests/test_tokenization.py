@@ -6,9 +6,12 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from variants import tiny_config
 
-from synkhorn import SynthesizerConfig
+from synkhorn import SynthesizerConfig, SynthesizerForSequenceClassification
+from synkhorn.scripts.arguments import ModelArguments
+from synkhorn.scripts.models import load_model
 from synkhorn.tokenization.tokenization_synkhorn import byte_tokenizer, token_fields, train_tokenizer
 
 TEXTS = ["the cat sat on the mat", "der Hund saß auf der Matte", "猫坐在垫子上", "a\n\tb  c", "🙂🙃"] * 20
@@ -105,3 +108,11 @@ def test_reloads_without_custom_code(name, tmp_path):
     )
     printed = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == str(tokenizer("Grüße").input_ids)
+
+
+def test_the_tokenizer_of_a_training_cuts_where_the_model_does(tmp_path):
+    SynthesizerForSequenceClassification(tiny_config(**token_fields(TOKENIZERS["bytes"]))).save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer(model_max_length=9)
+    arguments = ModelArguments(model_name_or_path=str(tmp_path))
+    load_model(AutoModelForSequenceClassification, arguments, tokenizer, max_length=9)
+    assert len(tokenizer("a" * 99, truncation=True).input_ids) == tokenizer.model_max_length == 13

@@ -25,7 +25,7 @@ def byte_tokenizer(model_max_length: int = 512, is_causal: bool = False) -> PreT
     It needs no training, and decoding gives back exactly the text that was encoded.
 
     Args:
-        model_max_length: tokens at which `truncation=True` cuts.
+        model_max_length: tokens at which `truncation=True` cuts: no more than the model's `max_position_embeddings`.
         is_causal: `<s> text` for a language model to continue, in place of `<s> text </s>`.
     """
     vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
@@ -49,7 +49,7 @@ def train_tokenizer(
     Args:
         texts: any iterable of texts, or of lists of texts, such as batches of a streamed dataset.
         vocab_size: number of tokens with the 256 bytes and the four special tokens, which come first.
-        model_max_length: tokens at which `truncation=True` cuts.
+        model_max_length: tokens at which `truncation=True` cuts: no more than the model's `max_position_embeddings`.
         is_causal: `<s> text` for a language model to continue, in place of `<s> text </s>`.
         min_frequency: how often a pair must occur to be merged.
         show_progress: whether to show progress bars.
