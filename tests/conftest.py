@@ -9,7 +9,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from synkhorn.modeling import block_attention, tiled_attention  # noqa: E402
+from synkhorn.modeling import sinkhorn_kernels, synthesizer_kernels  # noqa: E402
 
 # a few examples, the same each time, or with `--hypothesis-profile=thorough` many new ones
 hypothesis.settings.register_profile("default", max_examples=25, deadline=None, derandomize=True)
@@ -34,8 +34,8 @@ def one_thread():
 def small_tiles():
     """So that the few tokens of an example are several tiles, and several parts, of the fast forms."""
     with (
-        patch.object(tiled_attention, "ROWS", 3),
-        patch.object(tiled_attention, "LOGITS_AT_ONCE", 16),
-        patch.object(block_attention, "LOGITS_AT_ONCE", 32),
+        patch.object(synthesizer_kernels, "ROWS", 3),
+        patch.object(synthesizer_kernels, "LOGITS_AT_ONCE", 16),
+        patch.object(sinkhorn_kernels, "LOGITS_AT_ONCE", 32),
     ):
         yield
