@@ -13,12 +13,19 @@ from strategies import VOCABULARY, configs, implementations, seeds
 from variants import randomize
 
 import synkhorn
-from synkhorn.modeling import input_checks, modeling_synthesizer, rows, sinkhorn_kernels, synthesizer_kernels
+from synkhorn.modeling import (
+    input_checks,
+    modeling_backbone,
+    modeling_synthesizer,
+    rows,
+    sinkhorn_kernels,
+    synthesizer_kernels,
+)
 
 pytestmark = pytest.mark.usefixtures("small_tiles")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 precisions = st.sampled_from(list(TOLERANCE))
-STATIC = (rows, input_checks, modeling_synthesizer, sinkhorn_kernels, synthesizer_kernels)
+STATIC = (rows, input_checks, modeling_backbone, modeling_synthesizer, sinkhorn_kernels, synthesizer_kernels)
 
 
 class Layout(NamedTuple):
