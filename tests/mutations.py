@@ -308,7 +308,7 @@ def mutate(package: Path, mutation: Mutation) -> None:
 
 def run_tests(folder: Path, *tests: str) -> subprocess.CompletedProcess:
     """Run tests of this folder against the package in another."""
-    options = ("-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no")
+    options = ("-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", "--hypothesis-profile=unshrunk")
     return subprocess.run(
         [sys.executable, "-m", "pytest", *options, *(str(TESTS / test) for test in tests)],
         cwd=folder,
