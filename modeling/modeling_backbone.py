@@ -16,7 +16,7 @@ from .backbone_attention import BackboneAttention
 from .backbone_layers import BackboneEmbeddings, BackboneLayer
 from .input_checks import check_inputs, check_length, checked_mask, packed_lengths
 from .position_cache import PositionLayer, PositionLayerMixin, StaticPositionLayer, with_own_layers
-from .rows import Rows
+from .rows import Rows, is_static
 
 logger = logging.get_logger(__name__)
 
@@ -208,7 +208,7 @@ class BackboneModel(BackbonePreTrainedModel):
             ValueError: for input that the configuration does not admit, the maximal length above all.
         """
         check_inputs(self.config, input_ids, inputs_embeds, position_ids, token_type_ids)
-        if input_ids is not None and past_key_values is None:
+        if input_ids is not None and past_key_values is None and not is_static():
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         if kwargs.get("output_attentions", self.config.output_attentions):
             if self.config._attn_implementation != "eager" and not torch.compiler.is_compiling():

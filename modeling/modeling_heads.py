@@ -116,8 +116,10 @@ class BackboneForMaskedLM(BackboneHead):
         targets = token_labels(labels, rows)
         is_sparse = labels is not None and self.training and self.config.sparse_prediction
         if is_sparse:
-            labelled = targets != -100
-            hidden_states, targets = hidden_states[labelled], targets[labelled]
+            # in the order of the input, as `labels[labels != -100]` is
+            places = rows.scatter(torch.arange(rows.num_tokens, device=targets.device)[None])
+            labelled = places[rows.scatter(targets, fill=-100) != -100]
+            hidden_states, targets = hidden_states[0, labelled], targets[0, labelled]
         logits = self.mlm_decoder(self.mlm_head(hidden_states))
         loss = None
         if labels is not None:

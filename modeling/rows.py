@@ -148,7 +148,7 @@ class Rows(NamedTuple):
 
     @property
     def longest(self) -> int:
-        return max((length for _, length in self.groups), default=0)
+        return max([length for _, length in self.groups])
 
     @property
     def has_one_length(self) -> bool:

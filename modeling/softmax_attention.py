@@ -164,6 +164,8 @@ def derivable_gradients(
         needed: which of them want a gradient.
         grad_outputs: the gradient of its outputs.
     """
+    # a view is no other input's ancestor, as a matrix is that of what it moves
+    inputs = [None if x is None else x.view_as(x) for x in inputs]
     wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
     grads = iter(torch.autograd.grad(function(*inputs), wanted, grad_outputs, create_graph=True))
     return [next(grads) if need else None for need in needed]

@@ -14,6 +14,10 @@ from synkhorn.modeling import sinkhorn_kernels, synthesizer_kernels  # noqa: E40
 # a few examples, the same each time, or with `--hypothesis-profile=thorough` many new ones
 hypothesis.settings.register_profile("default", max_examples=25, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None, print_blob=True)
+# for seeded faults: a failure is enough, and need not be the smallest
+hypothesis.settings.register_profile(
+    "unshrunk", hypothesis.settings.get_profile("default"), phases=[hypothesis.Phase.generate]
+)
 hypothesis.settings.load_profile("default")
 
 

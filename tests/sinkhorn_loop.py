@@ -7,19 +7,13 @@ import torch
 from synkhorn.modeling.modeling_sinkhorn import SinkhornAttention
 
 
-def loop_pooled(config, x, valid, block):
-    """x' of one block for one row x (L, d), `valid` being the set of valid positions; `None` if it has none."""
+def loop_pooled(config, x, block):
+    """x' of one block of one row x (L, d)."""
     start = block * config.block_size
-    if config.is_causal:
-        read = [i for i in sorted(valid) if i <= start]
-        chosen = read[-1:] if config.block_pooling == "first" else read
-    else:
-        read = [i for i in sorted(valid) if start <= i < start + config.block_size]
-        chosen = read[:1] if config.block_pooling == "first" else read
-    if not chosen:
-        return None
-    total = sum(x[i] for i in chosen)
-    return total / len(chosen) if config.block_pooling == "mean" else total
+    read = x[: start + 1] if config.is_causal else x[start : start + config.block_size]
+    if config.block_pooling == "first":
+        return x[start]
+    return sum(read) / (len(read) if config.block_pooling == "mean" else 1)
 
 
 def loop_sort_logit(attention, pooled, head, i, j):
@@ -35,14 +29,13 @@ def loop_sort_logit(attention, pooled, head, i, j):
     return (net.query_weight[head] @ pooled[i]) @ (net.key_weight[head] @ pooled[j]) / math.sqrt(width)
 
 
-def loop_sort(attention, x, valid, head) -> dict:
+def loop_sort(attention, x, head) -> dict:
     """{(i, j): S_ij} of one row and head, the pairs that take part, balanced number by number."""
     config = attention.config
-    n = math.ceil(len(x) / config.block_size)
     if config.sort_net == "none":
         return {}
-    blocks = [i for i in range(n) if any(i * config.block_size <= t < (i + 1) * config.block_size for t in valid)]
-    pooled = {i: loop_pooled(config, x, valid, i) for i in blocks}
+    blocks = range(math.ceil(len(x) / config.block_size))
+    pooled = [loop_pooled(config, x, i) for i in blocks]
     pairs = [(i, j) for i in blocks for j in blocks if j < i or not config.is_causal]
     matrix = {
         (i, j): (loop_sort_logit(attention, pooled, head, i, j) / config.sinkhorn_temperature).exp() for i, j in pairs
@@ -67,29 +60,26 @@ def softmax_sum(terms):
     return sum(logit.exp() * value for logit, value in terms) / sum(logit.exp() for logit, _ in terms)
 
 
-def loop_query(config, q, k, v, matrix, valid, position):
+def loop_query(config, q, k, v, matrix, position):
     """Output of one head for one query, slot by slot."""
-    b = config.block_size
-    n = math.ceil(len(q) / b)
+    b, length = config.block_size, len(q)
+    n = math.ceil(length / b)
     block, offset = divmod(position, b)
-
-    def arrives(i, t):
-        return [(matrix[i, j], j * b + t) for j in range(n) if (i, j) in matrix and j * b + t in valid]
 
     def sorted_slots(i):
         slots = {}
         for t in range(b):
-            mass = sum(share for share, _ in arrives(i, t))
-            if arrives(i, t):
-                key = sum(share * k[token] for share, token in arrives(i, t)) / mass
-                value = sum(share * v[token] for share, token in arrives(i, t)) / mass
+            arriving = [(matrix[i, j], j * b + t) for j in range(n) if (i, j) in matrix and j * b + t < length]
+            if arriving:
+                mass = sum(share for share, _ in arriving)
+                key, value = (sum(share * x[token] for share, token in arriving) / mass for x in (k, v))
                 slots[t] = (q[position] @ key + mass.log(), value)
         return slots
 
     own = {
         t: (q[position] @ k[block * b + t], v[block * b + t])
-        for t in range(b)
-        if block * b + t in valid and (t <= offset or not config.is_causal)
+        for t in range(min(b, length - block * b))
+        if t <= offset or not config.is_causal
     }
     if config.sortcut_blocks is not None:
         output = softmax_sum([slot for i in range(min(n, config.sortcut_blocks)) for slot in sorted_slots(i).values()])
@@ -98,34 +88,27 @@ def loop_query(config, q, k, v, matrix, valid, position):
     elif config.combine == "logits":
         slots = sorted_slots(block)
         visible = [t for t in slots if t <= offset or not config.is_causal]
-        zero = torch.zeros((), dtype=q.dtype)
-        joint = [(slots[t][0] + (own[t][0] if t in own else zero), slots[t][1]) for t in visible]
+        joint = [(slots[t][0] + (own[t][0] if t in own else 0.0), slots[t][1]) for t in visible]
         output = softmax_sum(joint if slots else list(own.values()))
     else:
         output = softmax_sum(list(sorted_slots(block).values()) + list(own.values()))
     if config.mix_dot_product:
-        seen = [j for j in valid if j <= position or not config.is_causal]
+        seen = range(position + 1 if config.is_causal else length)
         output = output + softmax_sum([(q[position] @ k[j], v[j]) for j in seen])
     return output + torch.zeros_like(v[0])
 
 
-def loop_attention(attention: SinkhornAttention, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """(B, L, d) -> (B, L, d), query by query, then the output projection."""
+def loop_attention(attention: SinkhornAttention, x: torch.Tensor) -> torch.Tensor:
+    """One row (L, d) -> (L, d), query by query, then the output projection."""
     config = attention.config
     dh = config.head_dim
-    rows = []
-    for batch in range(len(x)):
-        valid = set(range(x.shape[1])) if mask is None else set(mask[batch].nonzero()[:, 0].tolist())
-        heads = []
-        for head in range(config.num_attention_heads):
-            part = slice(head * dh, (head + 1) * dh)
-            q, k, v = (
-                x[batch] @ module.weight[part].T + module.bias[part]
-                for module in (attention.query, attention.key, attention.value)
-            )
-            matrix = loop_sort(attention, x[batch], valid, head)
-            q = q / math.sqrt(dh)
-            outputs = [loop_query(config, q, k, v, matrix, valid, position) for position in range(x.shape[1])]
-            heads.append(torch.stack(outputs))
-        rows.append(torch.cat(heads, dim=-1))
-    return torch.stack(rows) @ attention.output.weight.T + attention.output.bias
+    heads = []
+    for head in range(config.num_attention_heads):
+        part = slice(head * dh, (head + 1) * dh)
+        q, k, v = (
+            x @ module.weight[part].T + module.bias[part]
+            for module in (attention.query, attention.key, attention.value)
+        )
+        matrix = loop_sort(attention, x, head)
+        heads.append(torch.stack([loop_query(config, q / math.sqrt(dh), k, v, matrix, i) for i in range(len(x))]))
+    return torch.cat(heads, dim=-1) @ attention.output.weight.T + attention.output.bias

@@ -99,11 +99,11 @@ class Row(NamedTuple):
 
 
 @st.composite
-def padded_rows(draw, longest: int, most: int = 3, left: bool = True) -> list[Row]:
+def padded_rows(draw, longest: int, most: int = 3) -> list[Row]:
     """1 to `most` rows of up to `longest` columns, padded to the left, to the right, inside or not at all."""
     rows = []
     for _ in range(draw(st.integers(1, most))):
-        pads = draw(st.integers(0, longest - 1)) if left and draw(st.booleans()) else 0
+        pads = draw(st.integers(0, longest - 1)) if draw(st.booleans()) else 0
         size = draw(st.integers(1, longest - pads))
         holes = draw(st.lists(st.booleans(), min_size=size - 1, max_size=size - 1)) if draw(st.booleans()) else []
         rows.append(Row(pads, [True, *holes] + [True] * (size - 1 - len(holes))))

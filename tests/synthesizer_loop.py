@@ -31,34 +31,27 @@ def loop_logit(name, member, config, x, head, i, j):
     return slow * fast
 
 
-def loop_attention(attention: SynthesizerAttention, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """(B, L, d) -> (B, L, d): `Y = softmax(sum_i alpha_i S_i) V` key by key, then the output projection."""
+def loop_attention(attention: SynthesizerAttention, x: torch.Tensor) -> torch.Tensor:
+    """One row (L, d) -> (L, d): `Y = softmax(sum_i alpha_i S_i) V` key by key, then the output projection."""
     config = attention.config
     dh = config.head_dim
-    rows = []
-    for batch in range(len(x)):
-        heads = []
-        for head in range(config.num_attention_heads):
-            part = slice(head * dh, (head + 1) * dh)
-            values = x[batch] @ attention.value.weight[part].T + attention.value.bias[part]
-            if attention.mixture is None:
-                alphas = [1.0] * len(attention.members)
-            else:
-                exponentials = attention.mixture[head].exp()
-                alphas = exponentials / exponentials.sum()
-            outputs = []
-            for i in range(x.shape[1]):
-                total, weight_sum = 0.0, 0.0
-                for j in range(i + 1 if config.is_causal else x.shape[1]):
-                    if mask is not None and not mask[batch, j]:
-                        continue
-                    logit = sum(
-                        alpha * loop_logit(name, member, config, x[batch], head, i, j)
-                        for alpha, (name, member) in zip(alphas, attention.members.items(), strict=True)
-                    )
-                    total = total + logit.exp() * values[j]
-                    weight_sum = weight_sum + logit.exp()
-                outputs.append(total / weight_sum)
-            heads.append(torch.stack(outputs))
-        rows.append(torch.cat(heads, dim=-1))
-    return torch.stack(rows) @ attention.output.weight.T + attention.output.bias
+    heads = []
+    for head in range(config.num_attention_heads):
+        part = slice(head * dh, (head + 1) * dh)
+        values = x @ attention.value.weight[part].T + attention.value.bias[part]
+        alphas = [1.0] * len(attention.members)
+        if attention.mixture is not None:
+            alphas = attention.mixture[head].exp() / attention.mixture[head].exp().sum()
+        outputs = []
+        for i in range(len(x)):
+            total, weight_sum = 0.0, 0.0
+            for j in range(i + 1 if config.is_causal else len(x)):
+                logit = sum(
+                    alpha * loop_logit(name, member, config, x, head, i, j)
+                    for alpha, (name, member) in zip(alphas, attention.members.items(), strict=True)
+                )
+                total = total + logit.exp() * values[j]
+                weight_sum = weight_sum + logit.exp()
+            outputs.append(total / weight_sum)
+        heads.append(torch.stack(outputs))
+    return torch.cat(heads, dim=-1) @ attention.output.weight.T + attention.output.bias

@@ -1,19 +1,20 @@
-"""What the fast forms promise beside their values: precision, memory, and weights kept in evaluation."""
+"""What the fast forms promise beside their values: precision, memory, large logits, and no state."""
 
 import copy
-import pickle
 
 import pytest
 import torch
+from comparison import assert_same, eager, gradients, rows_of, sdpa
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel
-from variants import name_of, padding, random_ids, randomize, tiny_config, tiny_sinkhorn_config
+from variants import SYNTHESIZERS, name_of, padding, random_ids, randomize, tiny_config, tiny_sinkhorn_config
 
 import synkhorn
 from synkhorn.modeling.modeling_heads import pool
+from synkhorn.modeling.modeling_sinkhorn import SinkhornAttention
 from synkhorn.modeling.modeling_synthesizer import SynthesizerAttention
-from synkhorn.modeling.synthesizer_attention import masked_softmax, shared_weights
+from synkhorn.modeling.softmax_attention import masked_softmax
 
 
 class LargestTensor(TorchDispatchMode):
@@ -47,21 +48,19 @@ def test_no_matrix_of_length_by_length_is_built(variant, is_causal):
     attention = SynthesizerAttention(tiny_config(variant, is_causal=is_causal, max_position_embeddings=length), 0)
     x, mask = torch.randn(1, length, 18, requires_grad=True), torch.ones(1, length, dtype=torch.bool)
     mask[:, -7:] = False
-    for implementation, builds in (("sdpa", False), ("eager", True)):
-        attention.config._attn_implementation = implementation
+    for form, builds in ((sdpa, False), (eager, True)):
         for given in (None, mask):
             with LargestTensor() as largest:
-                attention(x, given)[0].sum().backward()
+                form(attention, x, given).sum().backward()
             assert (largest.elements >= length**2) == builds
 
 
 def test_the_matrix_of_random_is_shared_by_the_batch():
     attention = SynthesizerAttention(tiny_config(["random"], max_position_embeddings=300), 0)
-    attention.config._attn_implementation = "sdpa"
     x, mask = torch.randn(50, 300, 18, requires_grad=True), torch.ones(50, 300, dtype=torch.bool)
     mask[::2, 200:] = False
     with LargestTensor() as largest:
-        attention(x, mask)[0].sum().backward()
+        sdpa(attention, x, mask).sum().backward()
     assert largest.elements < 2 * 50 * 300 * 18 < 50 * 300**2
 
 
@@ -71,15 +70,14 @@ def test_softmax_is_taken_in_float32(dtype):
     expected = matrix.float().softmax(-1)
     assert masked_softmax(matrix[None], None, False).dtype == torch.float32
     torch.testing.assert_close(masked_softmax(matrix[None], None, False)[0], expected)
-    torch.testing.assert_close(shared_weights(matrix, False, torch.float32), expected)
-    assert shared_weights(matrix.double(), False, torch.float64).dtype == torch.float64
 
 
 @pytest.mark.parametrize("length", [7, 300, 4095])
 def test_pooling_is_exact_in_half_precision(length):
     with torch.autocast("cpu", torch.bfloat16):
         for dtype in (torch.float32, torch.bfloat16):
-            pooled = pool(torch.ones(1, length, 4, dtype=dtype), None, "mean")
+            ones = torch.ones(1, length, 4, dtype=dtype)
+            pooled = pool(ones, rows_of(ones), "mean")
             assert pooled[0].tolist() == pytest.approx([1.0] * 4, abs=1e-5)
 
 
@@ -90,60 +88,100 @@ def test_gradients_under_autocast_are_those_of_eager(variant):
     attention = randomize(SynthesizerAttention(tiny_config(variant), 0))
     x, mask = torch.randn(3, 11, 18), padding(3, 11, "right").bool()
     grads = {}
-    for implementation in ("eager", "sdpa"):
-        attention.config._attn_implementation = implementation
+    for form in (eager, sdpa):
         attention.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            outputs = attention(x, mask)[0]
+            outputs = form(attention, x, mask)
         outputs.float().square().sum().backward()
-        grads[implementation] = {name: p.grad for name, p in attention.named_parameters()}
+        grads[form.__name__] = {name: p.grad for name, p in attention.named_parameters()}
     largest = max(grad.abs().max() for grad in grads["eager"].values())
     for name, expected in grads["eager"].items():
         assert (grads["sdpa"][name] - expected).abs().max() <= 0.03 * largest, name
 
 
-def eager(model, ids):
-    model.set_attn_implementation("eager")
-    outputs = model(ids).last_hidden_state
-    model.set_attn_implementation("sdpa")
-    return outputs
-
-
-def test_shared_weights_are_kept_only_for_as_long_as_nothing_changes():
+@torch.no_grad()
+def test_no_weights_are_kept_between_evaluations():
     model = randomize(synkhorn.SynthesizerModel(tiny_config(["random", "fixed_random"]))).eval()
-    attention = model.layers[0].attention
-    ids = random_ids(2, 11)
-    weight = attention.members["random"].weight
+    ids, members = random_ids(2, 11), model.layers[0].attention.members
 
-    def change_mixture():
-        attention.mixture.add_(torch.randn_like(attention.mixture))
+    def fused_step():
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+        with torch.enable_grad():
+            model(ids).last_hidden_state.square().sum().backward()
+        optimizer.step()
 
-    def replace_storage():
-        weight.data = weight.data * 3.0
+    def average():
+        for parameter in model.parameters():
+            parameter.data.lerp_(torch.randn_like(parameter), 0.5)
 
-    def write_through_data():
-        weight.data.mul_(0.5)
-        model.eval()
+    def write_through_numpy():
+        members["fixed_random"].weight.numpy()[:] *= 2.0
 
+    def write_to_the_state():
+        model.state_dict()["layers.0.attention.members.random.weight"].mul_(0.5)
+
+    before = model(ids).last_hidden_state
+    for change in (fused_step, average, write_through_numpy, write_to_the_state):
+        change()
+        outputs = model(ids).last_hidden_state
+        assert (outputs - before).abs().max() > 1e-3
+        model.set_attn_implementation("eager")
+        torch.testing.assert_close(outputs, model(ids).last_hidden_state, atol=1e-5, rtol=1e-5)
+        model.set_attn_implementation("sdpa")
+        before = outputs
+    for seed in range(3):
+        # parameters that are freed, so that the next ones take their place in memory
+        other = {name: p.clone() for name, p in randomize(copy.deepcopy(model), seed).state_dict().items()}
+        outputs = torch.func.functional_call(model, other, (ids,)).last_hidden_state
+        expected = copy.deepcopy(model)
+        expected.load_state_dict(other)
+        assert torch.equal(outputs, expected(ids).last_hidden_state)
+
+
+def spread_logits(attention, size: float) -> None:
+    """Parameters of members such that logits spread by about `size`, or, where it is negative, are all exactly that."""
+    heads, head_dim = attention.config.num_attention_heads, attention.config.head_dim
+    for member in getattr(attention, "members", {"": attention}).values():
+        for name, tensor in [*member.named_parameters(recurse=False), *member.named_buffers(recurse=False)]:
+            tensor.data *= 1.0 if size < 0 else size if name in ("weight", "query_weight", "fast_weight") else 1.0
+            if size < 0:
+                ones = name in ("query_weight", "slow_bias")
+                rank = tensor.shape[-1] if name in ("query_weight", "key_weight") else 1
+                zero = name in ("slow_weight", "fast_weight") or (name == "weight" and hasattr(member, "input"))
+                tensor.data.fill_(0.0 if zero else 1.0 / rank if ones else size)
+        if hasattr(member, "key") and size < 0:
+            for projection in (member.query, member.key):
+                projection.weight.data.zero_()
+            member.query.bias.data.copy_(torch.eye(head_dim)[0].repeat(heads) * head_dim**0.5)
+            member.key.bias.data.copy_(torch.eye(head_dim)[0].repeat(heads) * size)
+        elif hasattr(member, "query"):
+            member.query.weight.data *= size
+
+
+@pytest.mark.parametrize("size", [20.0, 100.0, 1e4, -30000.0])
+@pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize(
+    "variant",
+    [*([name] for name in SYNTHESIZERS), {"combine": "sum", "sort_net": "none"}, {"combine": "sum"}, {}],
+    ids=name_of,
+)
+def test_large_logits_are_those_of_eager(variant, is_causal, size):
+    if isinstance(variant, dict):
+        attention = SinkhornAttention(tiny_sinkhorn_config(is_causal=is_causal, **variant), 0)
+    else:
+        attention = SynthesizerAttention(tiny_config(variant, is_causal=is_causal), 0)
+    attention = randomize(attention).double().eval()
+    spread_logits(attention, size)
+    x, mask = torch.randn(3, 13, 18, dtype=torch.float64), padding(3, 13, "hole").bool()
+    expected = gradients(eager, attention, x, mask)
+    assert_same(gradients(sdpa, attention, x, mask), expected, 1e-9)
     with torch.no_grad():
-        first = model(ids).last_hidden_state
-        kept = attention._cached_weights[1]
-        assert torch.equal(model(ids).last_hidden_state, first)
-        assert attention._cached_weights[1] is kept
-        torch.testing.assert_close(model(ids[:, :7]).last_hidden_state, eager(model, ids[:, :7]))
-        for change in (lambda: weight.mul_(2.0), change_mixture, replace_storage, write_through_data):
-            change()
-            torch.testing.assert_close(model(ids).last_hidden_state, eager(model, ids))
-        model.config.is_causal = True
-        torch.testing.assert_close(model(ids).last_hidden_state, eager(model, ids))
-        model.config.is_causal = False
-        with torch.autocast("cpu", torch.bfloat16):
-            model(ids)
-        torch.testing.assert_close(model(ids).last_hidden_state, eager(model, ids))
-    assert not any("cached" in name for name in model.state_dict())
-    for clone in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert clone.layers[0].attention._cached_weights == (None, None)
-    assert attention.train()._cached_weights == (None, None)
+        torch.testing.assert_close(sdpa(attention, x, mask), expected[0], atol=1e-9, rtol=1e-9)
+        is_sorted = isinstance(variant, dict) and "sort_net" not in variant
+        if variant in (["random"], ["fixed_random"]) or (size < 0 and not is_sorted):
+            # logits that no product rounds
+            single = sdpa(attention.float(), x.float(), mask)
+            torch.testing.assert_close(single, expected[0].float(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16", "float16", "autocast"])
@@ -171,7 +209,7 @@ def test_gradients_of_shared_weights_in_half_precision(variant, dtype):
     exact = copy.deepcopy(attention).double()
     x, mask = torch.randn(3, 11, 18, dtype=dtype), padding(3, 11, "right").bool()
     for module, states in ((attention, x), (exact, x.double())):
-        module(states, mask)[0][mask].sum().backward()
+        sdpa(module, states, mask).sum().backward()
     for (name, half), full in zip(attention.named_parameters(), exact.parameters(), strict=True):
         assert (half.grad - full.grad).abs().max() <= 0.05 * full.grad.abs().max().clamp(min=1), name
 

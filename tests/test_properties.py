@@ -4,19 +4,16 @@ import copy
 
 import pytest
 import torch
-from comparison import TOLERANCE, assert_same, eager, gradients, sdpa
+from comparison import TOLERANCE, assert_same, attend, eager, gradients, loop, rows_of, sdpa
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from sinkhorn_loop import loop_attention as sinkhorn_loop
 from strategies import VOCABULARY, configs, implementations, mask_of, optional, padded_rows, seeds
-from synthesizer_loop import loop_attention as synthesizer_loop
 from variants import randomize
 
 from synkhorn import SinkhornModel, SynthesizerModel
 from synkhorn.configuration.configuration_backbone import BackboneConfig
-from synkhorn.modeling.dot_product_attention import split_heads
+from synkhorn.modeling.softmax_attention import split_heads
 
-LOOPS = {"sinkhorn": sinkhorn_loop, "synthesizer": synthesizer_loop}
 MODELS = {"sinkhorn": SinkhornModel, "synthesizer": SynthesizerModel}
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -39,28 +36,22 @@ def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def with_zeros(compared: tuple, attention: torch.nn.Module) -> tuple:
-    """`gradients` with 0 for the parameters that a loop did not come upon."""
-    zeros = {name: torch.zeros_like(p) for name, p in attention.named_parameters()}
-    return (*compared[:2], zeros | {name: grad for name, grad in compared[2].items() if grad is not None})
-
-
 @given(st.data(), configs(longest=9), seeds)
 def test_eager_and_sdpa_are_the_loop(data, config, seed):
-    rows = data.draw(padded_rows(config.max_position_embeddings, most=2, left=False))
+    rows = data.draw(padded_rows(config.max_position_embeddings, most=2))
     attention, mask = attention_of(config, seed), optional(mask_of(rows))
     x = normal(len(rows), max(map(len, rows)), config.hidden_size, seed=seed)
-    expected = with_zeros(gradients(LOOPS[config.model_type], attention, x, mask), attention)
+    expected = gradients(loop, attention, x, mask)
     for form in (eager, sdpa):
-        assert_same(with_zeros(gradients(form, attention, x, mask), attention), expected, 1e-9)
+        assert_same(gradients(form, attention, x, mask), expected, 1e-9)
 
 
 @given(st.data(), configs(longest=40), seeds, st.sampled_from([torch.float64, torch.float32]))
 def test_sdpa_is_eager_at_every_length(data, config, seed, dtype):
-    rows = data.draw(padded_rows(config.max_position_embeddings, left=False))
+    rows = data.draw(padded_rows(config.max_position_embeddings))
     attention, mask = attention_of(config, seed).to(dtype), optional(mask_of(rows))
     x = normal(len(rows), max(map(len, rows)), config.hidden_size, seed=seed, dtype=dtype)
-    actual, expected = (with_zeros(gradients(form, attention, x, mask), attention) for form in (sdpa, eager))
+    actual, expected = (gradients(form, attention, x, mask) for form in (sdpa, eager))
     assert_same(actual, expected, TOLERANCE[dtype])
     # other kernels serve where no gradient is wanted
     with torch.no_grad():
@@ -69,15 +60,16 @@ def test_sdpa_is_eager_at_every_length(data, config, seed, dtype):
 
 @given(st.data(), configs(), seeds)
 def test_attentions_times_values_are_the_outputs(data, config, seed):
-    rows = data.draw(padded_rows(config.max_position_embeddings, left=False))
-    attention, mask = attention_of(config, seed), mask_of(rows)
-    x = normal(*mask.shape, config.hidden_size, seed=seed)
+    given = mask_of(data.draw(padded_rows(config.max_position_embeddings)))
+    attention, x = attention_of(config, seed), normal(*given.shape, config.hidden_size, seed=seed)
+    rows = rows_of(x, given)
     attention.config._attn_implementation = "eager"
-    outputs, weights = attention(x, mask)
-    assert (weights >= 0).all() and not (weights * ~mask[:, None, None]).any()
+    outputs, weights = attention(rows.gather(x), rows)
+    outputs, weights = rows.scatter(outputs), rows.scatter_weights(weights)
+    assert (weights >= 0).all() and not weights.mT[~given[:, None].expand(weights.shape[:3])].any()
     assert not (config.is_causal and weights.triu(1).any())
     heads = weights @ split_heads(attention.value(x), config.num_attention_heads)
-    torch.testing.assert_close(attention.output(heads.transpose(1, 2).flatten(2)), outputs)
+    torch.testing.assert_close(attention.output(heads.transpose(1, 2).flatten(2))[given], outputs[given])
 
 
 @given(
@@ -111,15 +103,14 @@ def test_nothing_is_infinite_or_no_number(data, config, seed, implementation, dt
 
 @given(st.data(), configs(), seeds, implementations, st.sampled_from(HALVES))
 def test_half_precision_is_close(data, config, seed, implementation, dtype):
-    rows = data.draw(padded_rows(config.max_position_embeddings, left=False))
-    mask = mask_of(rows)
+    mask = mask_of(data.draw(padded_rows(config.max_position_embeddings)))
     half = attention_of(config, seed).to(dtype)
     exact = copy.deepcopy(half).double()
     x = normal(*mask.shape, config.hidden_size, seed=seed).to(dtype)
     for attention in (half, exact):
         attention.config._attn_implementation = implementation
-    expected = exact(x.double(), mask)[0]
-    error = (half(x, mask)[0] - expected)[mask]
+    expected = attend(exact, x.double(), mask)
+    error = attend(half, x, mask) - expected
     assert error.abs().max() < 0.05 * max(1, expected.abs().max())
 
 
@@ -136,26 +127,6 @@ def test_the_content_of_padding_never_matters(data, config, seed, implementation
     torch.testing.assert_close(changed[mask], outputs[mask], atol=1e-12, rtol=1e-12)
     (outputs[mask] * normal(*outputs[mask].shape, seed=seed)).sum().backward()
     assert not embeds.grad[~mask].any()
-
-
-@given(st.data(), configs(), seeds, implementations)
-def test_a_row_alone_is_itself_in_any_batch(data, config, seed, implementation):
-    """Whatever is beside it, on which side it is padded and how far: its tokens are where its first valid one is."""
-    rows = data.draw(padded_rows(config.max_position_embeddings))
-    length = data.draw(st.integers(max(map(len, rows)), config.max_position_embeddings))
-    mask = mask_of(rows, length)
-    ids = torch.randint(0, VOCABULARY, mask.shape, generator=torch.Generator().manual_seed(seed))
-    types = ids % 2 if config.type_vocab_size else None
-    model = model_of(config, seed)
-    model.set_attn_implementation(implementation)
-    batch = model(ids, attention_mask=mask.long(), token_type_ids=types).last_hidden_state
-    for i, row in enumerate(rows):
-        own = slice(i, i + 1), slice(row.left, len(row))
-        alone = model(
-            ids[own], attention_mask=optional(mask[own]), token_type_ids=None if types is None else types[own]
-        )
-        valid = mask[own]
-        torch.testing.assert_close(batch[own][valid], alone.last_hidden_state[valid], atol=1e-9, rtol=1e-9)
 
 
 @given(st.data(), configs(), seeds)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from comparison import attend
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import configs, implementations, mask_of, optional, padded_rows, seeds
@@ -10,19 +11,15 @@ from variants import randomize
 
 from synkhorn import SinkhornModel, SynthesizerModel, causal_sinkhorn, sinkhorn
 from synkhorn.configuration.configuration_sinkhorn import BLOCK_POOLINGS, COMBINES
-from synkhorn.modeling.dot_product_attention import literal_attention, masked_attention
-from synkhorn.modeling.sinkhorn_attention import (
-    causal_pool_blocks,
-    literal_sinkhorn_attention,
-    pool_blocks,
-    sinkhorn_attention,
-)
-from synkhorn.modeling.synthesizer_attention import shared_attention, shared_weights, tiled_attention
+from synkhorn.modeling.rows import Rows
+from synkhorn.modeling.sinkhorn_attention import Options, literal_sinkhorn_attention, sinkhorn_attention
+from synkhorn.modeling.sinkhorn_sort import Blocks, causal_sums, pool_blocks
+from synkhorn.modeling.synthesizer_kernels import tiled_attention, written_attention
 from synkhorn.modeling.synthesizer_logits import Logits
 
 MODELS = {"sinkhorn": SinkhornModel, "synthesizer": SynthesizerModel}
 LONGEST = 7
-masks = padded_rows(LONGEST, most=2, left=False).map(mask_of)
+rows_of_texts = padded_rows(LONGEST, most=3).map(mask_of).map(Rows.padded)
 widths = st.integers(1, 3)
 
 
@@ -45,52 +42,28 @@ def test_attention_of_any_configuration(data, config, seed, implementation):
     """With respect to its input and every parameter."""
     config._attn_implementation = implementation
     attention = randomize(MODELS[config.model_type].attention_class(config, 0).double(), seed).eval()
-    mask = mask_of(data.draw(padded_rows(config.max_position_embeddings, most=2, left=False)))
+    mask = mask_of(data.draw(padded_rows(config.max_position_embeddings, most=2)))
     names, parameters = zip(*attention.named_parameters(), strict=True)
     x = draws(seed)(*mask.shape, config.hidden_size)
 
     def outputs(x, *parameters):
-        return functional_call(attention, dict(zip(names, parameters, strict=True)), (x, optional(mask)))[0]
+        given = dict(zip(names, parameters, strict=True))
+        return attend(lambda *inputs: functional_call(attention, given, inputs), x, optional(mask))
 
     check(outputs, x, *parameters)
 
 
-@given(masks, seeds, widths, st.booleans(), st.booleans(), st.booleans())
-def test_attention_over_features(mask, seed, width, is_causal, has_bias, is_shared):
-    draw, (batch, length) = draws(seed), mask.shape
-    queries, keys = (draw(1 if is_shared else batch, 2, length, width) for _ in range(2))
-    values, bias = draw(batch, 2, length, 3), draw(1 if is_shared else batch, 2, length)
-
-    def fast(queries, keys, values, bias):
-        return masked_attention(queries, keys, values, bias if has_bias else None, optional(mask), is_causal)
-
-    def literal(queries, keys, values, bias):
-        logits = queries @ keys.transpose(-1, -2) + (bias[:, :, None] if has_bias else 0.0)
-        return literal_attention(logits, values, optional(mask), is_causal)
-
-    for form in (fast, literal):
-        check(form, queries, keys, values, bias)
-
-
-@given(masks, seeds, st.booleans())
-def test_attention_with_weights_that_the_batch_shares(mask, seed, is_causal):
-    draw, (batch, length) = draws(seed), mask.shape
-
-    def whole(matrix, values):
-        return shared_attention(shared_weights(matrix, is_causal, values.dtype), values, optional(mask), is_causal)
-
-    def in_tiles(matrix, values):
-        return shared_attention(Logits(matrix=matrix), values, optional(mask), is_causal)
-
-    for form in (whole, in_tiles):
-        check(form, draw(2, length, length), draw(batch, 2, length, 3))
-
-
-TERMS = [("queries", "keys"), ("key_bias",), ("matrix",), ("matrix", "matrix_scale"), ("slow", "fast")]
+TERMS = [
+    ("queries", "keys"),
+    ("queries", "keys", "key_bias"),
+    ("matrix",),
+    ("matrix", "matrix_scale"),
+    ("slow", "fast"),
+]
 
 
 @given(
-    masks,
+    rows_of_texts,
     seeds,
     widths,
     st.booleans(),
@@ -98,59 +71,78 @@ TERMS = [("queries", "keys"), ("key_bias",), ("matrix",), ("matrix", "matrix_sca
     st.booleans(),
     st.sets(st.sampled_from(["values", *Logits._fields])),
 )
-def test_attention_in_tiles(mask, seed, width, is_causal, terms, is_shared, constants):
+def test_attention_in_tiles(rows, seed, width, is_causal, terms, is_shared, constants):
     """The backward pass is our own: for every set of terms that logits have, and every set that wants gradients."""
-    draw, (batch, length) = draws(seed), mask.shape
+    draw, count = draws(seed), rows.num_tokens
     shapes = {
-        "queries": (1 if is_shared else batch, 2, length, width),
-        "keys": (1, 2, length, width),
-        "key_bias": (1, 2, length),
-        "matrix": (2, length, length),
+        "queries": (2, LONGEST, width) if is_shared else (1, 2, count, width),
+        "keys": (2, LONGEST, width),
+        "key_bias": (2, LONGEST),
+        "matrix": (2, LONGEST, LONGEST),
         "matrix_scale": (2,),
-        "slow": (batch, 2, length, -(-length // width)),
-        "fast": (batch, 2, length, width),
+        "slow": (1, 2, count, -(-LONGEST // width)),
+        "fast": (1, 2, count, width),
     }
     names = [name for name in Logits._fields if name in sum(terms, ())]
-
-    def outputs(values, *tensors):
-        logits = Logits(**dict(zip(names, tensors, strict=True)))
-        return tiled_attention(logits, values, optional(mask), is_causal)
-
     assume(not {"values", *names} <= constants)
-    inputs = {"values": draw(batch, 2, length, 3)} | {name: draw(*shapes[name]) for name in names}
-    check(outputs, *(tensor.requires_grad_(name not in constants) for name, tensor in inputs.items()))
+    inputs = {"values": draw(1, 2, count, 3)} | {name: draw(*shapes[name]) for name in names}
+    inputs = [tensor.requires_grad_(name not in constants) for name, tensor in inputs.items()]
+
+    def tiled(values, *tensors):
+        return tiled_attention(Logits(**dict(zip(names, tensors, strict=True))), values, rows, is_causal)
+
+    def written(values, *tensors):
+        return written_attention(rows, is_causal, values, *Logits(**dict(zip(names, tensors, strict=True))))
+
+    torch.testing.assert_close(tiled(*inputs), written(*inputs))
+    for form in (tiled, written):
+        check(form, *inputs)
+    # twice
+    assert torch.autograd.gradgradcheck(tiled, inputs, fast_mode=True)
 
 
 @given(
-    masks,
+    rows_of_texts,
     seeds,
     st.integers(1, 4),
-    st.sampled_from([(is_causal, combine, None) for is_causal in (False, True) for combine in COMBINES])
-    | st.integers(1, 2).map(lambda cut: (False, "concat", cut)),
+    st.tuples(st.booleans(), st.sampled_from(COMBINES))
+    | st.tuples(st.just(False), st.just("concat"), st.integers(1, 2)),
 )
-def test_attention_to_sorted_blocks(mask, seed, block_size, options):
-    draw, (batch, length) = draws(seed), mask.shape
-    n = -(-length // block_size)
-    balance = causal_sinkhorn if options[0] else sinkhorn
-    for form in (sinkhorn_attention, literal_sinkhorn_attention):
+def test_attention_to_sorted_blocks(rows, seed, block_size, options):
+    draw, options = draws(seed), Options(block_size, *options)
+    blocks = Blocks.of(rows, block_size, options.is_causal)
+    n = blocks.longest
 
-        def outputs(queries, keys, values, logits, form=form):
-            keys, values = (x * mask[:, None, :, None] for x in (keys, values))
-            attended = form(queries, keys, values, balance(logits, None, 2), optional(mask), block_size, *options)
-            return attended[0] if form is literal_sinkhorn_attention else attended
+    def matrices(logits):
+        if options.is_causal:
+            # the second derivative of cumulative sums in the log domain is no number in PyTorch
+            return causal_sinkhorn(logits, 0)
+        mask = blocks.row_mask()
+        return sinkhorn(logits, None if mask is None else mask[:, None], 2)
 
-        check(outputs, *(draw(batch, 2, length, 3) for _ in range(3)), draw(batch, 2, n, n))
+    def fast(queries, keys, values, logits):
+        return sinkhorn_attention(queries, keys, values, matrices(logits), rows, blocks, options)
+
+    def literal(queries, keys, values, logits):
+        queries, keys, values = (rows.to_rows(x.transpose(1, 2)).transpose(1, 2) for x in (queries, keys, values))
+        outputs = literal_sinkhorn_attention(queries, keys, values, matrices(logits), rows.row_mask(), options)[0]
+        return rows.to_tokens(outputs.transpose(1, 2).flatten(2))
+
+    inputs = [*(draw(1, 2, rows.num_tokens, 3) for _ in range(3)), draw(rows.num_rows, 2, n, n)]
+    torch.testing.assert_close(fast(*inputs), literal(*inputs))
+    for form in (fast, literal):
+        check(form, *inputs)
+    # SortCut is a fused call, which PyTorch differentiates once
+    assert options.sortcut_blocks or torch.autograd.gradgradcheck(fast, inputs, fast_mode=True)
 
 
-@given(masks, seeds, st.integers(0, 4), st.sampled_from([sinkhorn, causal_sinkhorn]))
-def test_balancing(mask, seed, iterations, balance):
+@given(padded_rows(LONGEST, most=2).map(mask_of), seeds, st.integers(0, 4), st.booleans())
+def test_balancing(mask, seed, iterations, is_causal):
     logits = draws(seed)(*mask.shape, mask.shape[1])
-    check(lambda logits: balance(logits, optional(mask), iterations), logits)
+    check(lambda x: causal_sinkhorn(x, iterations) if is_causal else sinkhorn(x, optional(mask), iterations), logits)
 
 
-@given(
-    masks, seeds, st.integers(1, 4), st.sampled_from(BLOCK_POOLINGS), st.sampled_from([pool_blocks, causal_pool_blocks])
-)
-def test_pooling(mask, seed, block_size, pooling, pool):
-    x = draws(seed)(*mask.shape, 2)
-    check(lambda x: pool(x, optional(mask), block_size, pooling), x)
+@given(rows_of_texts, seeds, st.integers(1, 4), st.sampled_from(BLOCK_POOLINGS), st.booleans())
+def test_pooling(rows, seed, block_size, pooling, is_causal):
+    blocks, pool = Blocks.of(rows, block_size, is_causal), causal_sums if is_causal else pool_blocks
+    check(lambda x: pool(blocks.fill(x), blocks, pooling), draws(seed)(1, rows.num_tokens, 2))

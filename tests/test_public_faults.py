@@ -4,17 +4,18 @@ import math
 
 import pytest
 import torch
+from comparison import attend, rows_of
 from variants import randomize, tiny_config
 
 from synkhorn import SynthesizerModel
 from synkhorn.modeling.modeling_synthesizer import SynthesizerAttention
-from synkhorn.modeling.position_cache import NewTokens
 from synkhorn.modeling.synthesizer_logits import expand_factors
 
 
 def eager_weights(attention, x, mask=None):
     attention.config._attn_implementation = "eager"
-    return attention(x, mask)[1]
+    rows = rows_of(x, mask)
+    return rows.scatter_weights(attention(rows.gather(x), rows)[1])
 
 
 def rows_differ(logits: torch.Tensor) -> bool:
@@ -25,10 +26,10 @@ def rows_differ(logits: torch.Tensor) -> bool:
 def test_factorized_random_differs_from_row_to_row():
     """mesh-TensorFlow: one vector for all queries, where the paper has R1 R2^T."""
     member = randomize(SynthesizerAttention(tiny_config(["factorized_random"]), 0)).members["factorized_random"]
-    length, x = 13, torch.zeros(1, 13, 18)
+    length = 13
     faulty = (member.query_weight.sum(1, keepdim=True) @ member.key_weight.transpose(-1, -2)).expand(-1, length, -1)
     assert not rows_differ(faulty)
-    assert rows_differ(member(x, None, NewTokens.all(x))[0])
+    assert rows_differ(member(None, None).padded(rows_of(torch.zeros(1, length, 18))).written(length)[0])
 
 
 def test_factorized_dense_covers_every_pair_of_factors():
@@ -92,5 +93,5 @@ def test_padding_gets_no_weight_without_a_dot_product(name):
     assert faulty.max() > 0.01
     assert eager_weights(attention, x, mask)[1, :, :, 7:].max() == 0
     attention.config._attn_implementation = "sdpa"
-    alone = attention(x[1:, :7])[0]
-    torch.testing.assert_close(attention(x, mask)[0][1:, :7], alone, atol=1e-5, rtol=1e-5)
+    alone = attend(attention, x[1:, :7])
+    torch.testing.assert_close(attend(attention, x, mask)[1:, :7], alone, atol=1e-5, rtol=1e-5)

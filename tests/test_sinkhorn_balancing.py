@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from comparison import rows_of
 from sinkhorn_loop import loop_pooled
 from variants import tiny_sinkhorn_config
 
 from synkhorn import causal_sinkhorn, sinkhorn
-from synkhorn.modeling.sinkhorn_attention import causal_pool_blocks, pool_blocks
+from synkhorn.modeling.sinkhorn_sort import Blocks, causal_sums, pool_blocks, scale_causal_sums
 
 
 @pytest.mark.parametrize("iterations", [1, 7, 200])
@@ -35,34 +36,27 @@ def test_no_iterations_are_a_softmax_over_the_rows():
     logits = torch.randn(2, 6, 6)
     torch.testing.assert_close(sinkhorn(logits, None, 0), logits.softmax(-1))
     past = logits.masked_fill(torch.ones(6, 6, dtype=torch.bool).triu(), -math.inf)
-    torch.testing.assert_close(causal_sinkhorn(logits, None, 0)[:, 1:], past[:, 1:].softmax(-1))
+    torch.testing.assert_close(causal_sinkhorn(logits, 0)[:, 1:], past[:, 1:].softmax(-1))
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 7])
 def test_causal_balancing_chooses_from_the_past_and_leaks_nothing(iterations):
     logits = torch.randn(2, 9, 9, dtype=torch.float64, requires_grad=True)
-    mask = torch.rand(2, 9) > 0.3
-    mask[:, 0] = True
-    for valid in (None, mask):
-        matrix = causal_sinkhorn(logits, valid, iterations)
-        taking_part = torch.ones(2, 9, dtype=torch.bool) if valid is None else valid
-        assert matrix.triu().abs().sum() == 0 and matrix[:, 0].abs().sum() == 0
-        has_past = taking_part.clone()
-        has_past[:, 0] = False
-        torch.testing.assert_close(matrix.sum(-1), has_past.double())
-        for row in range(1, 9):
-            (grad,) = torch.autograd.grad(matrix[:, row].square().sum(), logits, retain_graph=True)
-            assert grad[:, row + 1 :].abs().sum() == 0 and grad.isfinite().all()
-        # more blocks change nothing of the earlier rows
-        shorter = causal_sinkhorn(logits[:, :6, :6], None if valid is None else valid[:, :6], iterations)
-        torch.testing.assert_close(shorter, matrix[:, :6, :6])
+    matrix = causal_sinkhorn(logits, iterations)
+    assert matrix.triu().abs().sum() == 0
+    torch.testing.assert_close(matrix.sum(-1)[:, 1:], torch.ones(2, 8, dtype=torch.float64))
+    for row in range(1, 9):
+        (grad,) = torch.autograd.grad(matrix[:, row].square().sum(), logits, retain_graph=True)
+        assert grad[:, row + 1 :].abs().sum() == 0 and grad.isfinite().all()
+    # more blocks change nothing of the earlier rows
+    torch.testing.assert_close(causal_sinkhorn(logits[:, :6, :6], iterations), matrix[:, :6, :6])
 
 
 def test_causal_balancing_tends_to_the_previous_block():
     """A lower-triangular doubly stochastic matrix can only be one thing: a known limit of causal balancing."""
     logits = torch.randn(64, 8, 8)
     mass = [
-        causal_sinkhorn(logits, None, iterations).diagonal(-1, -2, -1)[:, 1:].mean().item()
+        causal_sinkhorn(logits, iterations).diagonal(-1, -2, -1)[:, 1:].mean().item()
         for iterations in (0, 1, 2, 4, 8, 16, 64, 512)
     ]
     assert all(later > earlier for earlier, later in zip(mass, mass[1:], strict=False)), mass
@@ -70,37 +64,40 @@ def test_causal_balancing_tends_to_the_previous_block():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("balance", [sinkhorn, causal_sinkhorn])
-def test_balancing_survives_any_logits(balance, dtype):
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_balancing_survives_any_logits(is_causal, dtype):
     logits = (torch.randint(0, 2, (4, 7, 7)) * 2 - 1).to(dtype) * 1e4
     mask = torch.ones(4, 7, dtype=torch.bool)
     mask[1, 3:] = False
     mask[2] = False
     for iterations in (0, 1, 7, 50):
         logits = logits.detach().requires_grad_()
-        matrix = balance(logits, mask, iterations)
+        matrix = causal_sinkhorn(logits, iterations) if is_causal else sinkhorn(logits, mask, iterations)
         assert matrix.dtype == torch.promote_types(dtype, torch.float32)
-        assert matrix.isfinite().all() and matrix[2].abs().sum() == 0
+        assert matrix.isfinite().all()
         expected = mask.to(matrix.dtype)
-        expected[:, 0] *= balance is sinkhorn
+        if is_causal:
+            expected = (torch.arange(7) > 0).to(matrix.dtype).expand(4, -1)
         torch.testing.assert_close(matrix.sum(-1), expected)
         (matrix * torch.randn_like(matrix)).sum().backward()
         assert logits.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("pooling", ["sum", "mean", "first"])
-def test_pooling_equals_its_definition_and_ignores_padding(pooling):
-    x = torch.randn(2, 11, 5)
-    mask = torch.ones(2, 11, dtype=torch.bool)
-    mask[1, 1:3], mask[1, 4:8], mask[1, 8], mask[1, 10] = False, False, False, False
-    dirty = x.masked_fill(~mask[..., None], math.nan)
-    for row in range(2):
-        valid = set(mask[row].nonzero()[:, 0].tolist())
-        for is_causal, function in ((False, pool_blocks), (True, causal_pool_blocks)):
-            config = tiny_sinkhorn_config(block_pooling=pooling, is_causal=is_causal)
-            for block in range(3):
-                expected = loop_pooled(config, x[row], valid, block)
-                expected = torch.zeros(5) if expected is None else expected
-                torch.testing.assert_close(function(dirty, mask, 4, pooling)[row, block], expected)
-    torch.testing.assert_close(pool_blocks(x, None, 4, pooling)[:1], pool_blocks(x, mask, 4, pooling)[:1])
-    torch.testing.assert_close(causal_pool_blocks(x, None, 4, pooling)[:1], causal_pool_blocks(x, mask, 4, pooling)[:1])
+def test_pooling_equals_its_definition(pooling):
+    x = torch.randn(3, 11, 5)
+    mask = torch.ones(3, 11, dtype=torch.bool)
+    mask[1, 1:3], mask[1, 4:8], mask[2, 5:] = False, False, False
+    rows = rows_of(x, mask)
+    for is_causal in (False, True):
+        config = tiny_sinkhorn_config(block_pooling=pooling, is_causal=is_causal)
+        blocks = Blocks.of(rows, 4, is_causal)
+        filled = blocks.fill(rows.gather(x))
+        if is_causal:
+            pooled = scale_causal_sums(causal_sums(filled, blocks, pooling), 4, pooling)
+        else:
+            pooled = pool_blocks(filled, blocks, pooling)
+        for row, own in enumerate(rows.in_order(pooled)):
+            valid = x[row, mask[row]]
+            for block in range(-(-len(valid) // 4)):
+                torch.testing.assert_close(own[block], loop_pooled(config, valid, block))

@@ -1,20 +1,21 @@
 """Where public Sinkhorns went wrong: each faulty form is written here, and shown to fail a test that ours passes."""
 
 import torch
+from comparison import attend, rows_of
 from variants import padding, random_ids, randomize, tiny_sinkhorn_config
 
 from synkhorn import SinkhornForCausalLM, SinkhornModel
-from synkhorn.modeling.block_sort import sort_blocks
 from synkhorn.modeling.modeling_sinkhorn import BlockSort, SinkhornAttention
-from synkhorn.modeling.position_cache import NewTokens
-from synkhorn.modeling.sinkhorn_attention import pool_blocks, sinkhorn_attention, to_blocks
+from synkhorn.modeling.rows import Rows
+from synkhorn.modeling.sinkhorn_attention import Options, sinkhorn_attention, to_blocks
+from synkhorn.modeling.sinkhorn_sort import Blocks, pool_blocks, sort_blocks
 
 FORMS = ("eager", "sdpa")
 
 
 def outputs_of(attention: SinkhornAttention, form: str, x: torch.Tensor, mask: torch.Tensor | None = None):
     attention.config._attn_implementation = form
-    return attention(x, mask)[0]
+    return attend(attention, x, mask)
 
 
 def test_sorted_values_are_values():
@@ -32,7 +33,9 @@ def test_sorted_values_are_values():
         return (weights @ torch.cat((moved, to_blocks(values, 4, -2)), dim=-2))[:, :, 0]
 
     def ours(values):
-        return sinkhorn_attention(queries, keys, values, matrices, None, 4, False)[:, :, :4]
+        rows = rows_of(values[:, 0])
+        blocks = Blocks.of(rows, 4, is_causal=False)
+        return sinkhorn_attention(queries, keys, values, matrices, rows, blocks, Options(4, False))[:, :4]
 
     assert (faulty(raised) - faulty(values)).abs().max() < 1e-4
     assert (ours(raised) - ours(values)).min() > 1.0
@@ -67,11 +70,16 @@ def test_padding_does_not_reach_the_sort_net():
     x = torch.randn(2, 13, 18)
     mask = padding(2, 13, "right").bool()
     other = x + 10.0 * ~mask[..., None]
-    faulty = [pool_blocks(states, None, 4, "sum") for states in (x, other)]
+
+    def matrices(states, mask=None):
+        rows = rows_of(states, mask)
+        return rows.in_order(sort(rows.gather(states), Blocks.of(rows, 4, is_causal=False)))
+
+    whole = Blocks.of(rows_of(x), 4, is_causal=False)
+    faulty = [pool_blocks(whole.fill(states.flatten(0, 1)[None]), whole, "sum") for states in (x, other)]
     assert (faulty[1] - faulty[0]).abs().max() > 1.0
-    assert torch.equal(sort(other, mask), sort(x, mask))
-    alone = sort(x[1:, :10], None)
-    torch.testing.assert_close(sort(x, mask)[1:, :, :3, :3], alone, atol=1e-5, rtol=1e-5)
+    assert torch.equal(matrices(other, mask), matrices(x, mask))
+    torch.testing.assert_close(matrices(x, mask)[1:, :, :3, :3], matrices(x[1:, :10]), atol=1e-5, rtol=1e-5)
 
 
 def test_left_padded_generation_equals_the_full_forward():
@@ -87,11 +95,11 @@ def test_left_padded_generation_equals_the_full_forward():
         return torch.stack([model(row[valid.bool()][None]).logits[0, -1] for row, valid in zip(ids, mask, strict=True)])
 
     def faulty(ids, mask):
-        # the layers get the padded row as it stands, with the right positions and the right mask
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        new = NewTokens(positions, 0, mask.bool(), 15)
-        outputs = model.model.encode(ids, mask.bool(), positions, None, None, None, new, return_dict=True)
-        return model.lm_head(outputs.last_hidden_state)
+        # the layers get the padded row as it stands, with the right positions and a mask of keys
+        positions = (mask.cumsum(-1) - 1).clamp(min=0).view(1, -1)
+        rows = Rows.whole(ids.shape, ids.device)._replace(positions=positions, mask=mask.bool())
+        outputs = model.model.encode(ids.view(1, -1), positions, None, None, None, rows, return_dict=True)
+        return model.lm_head(rows.scatter(outputs.last_hidden_state))
 
     difference = (step(faulty, ids, mask) - alone(ids, mask)).abs().amax(-1)
     assert difference[0] < 1e-4 and difference[1:].max() > 1e-2
