@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from .precision import AUTO, BF16_HELP, choose_bf16, device_type, read_bf16
 from .reviews import PACKAGED
 
 FAMILIES = ["synthesizer", "sinkhorn"]
@@ -142,7 +142,7 @@ def parse(
     Read a command line into dataclasses, with Transformers' `HfArgumentParser`.
 
     `--config file.yaml|json` gives values that the command line overrides. A Trainer's arguments run on the CPU where
-    there is no accelerator, and `--help` explains the most used of them.
+    there is no accelerator, and `--help` explains the most used of them. `bf16` is `auto` by default, see `precision`.
 
     Args:
         dataclasses: what is read, such as `(ModelArguments, DataArguments, TrainingArguments)`.
@@ -176,9 +176,11 @@ def parse(
         # of a switch that is on by default `--no_...` is there too
         if action.dest in trainer and (action.dest not in EXPLAINED or action.const is False):
             action.help = SUPPRESS
+        if action.dest == "bf16":
+            action.type, action.default, action.help = read_bf16, AUTO, BF16_HELP
     if trainer:
         parser.epilog = "All other arguments of transformers.TrainingArguments are taken as well."
-        defaults = {"use_cpu": not torch.accelerator.is_available()} | defaults
+        defaults = {"use_cpu": device_type() == "cpu"} | defaults
     parser.set_defaults(**defaults)
     reader = ArgumentParser(add_help=False, allow_abbrev=False)
     reader.add_argument("--config")
@@ -190,6 +192,9 @@ def parse(
             raise ValueError(f"--config {known.config} has {', '.join(unknown)}: no such arguments (see --help)")
         arguments = [*as_command_line(values), *arguments]
     namespace = vars(parser.parse_args(arguments))
+    if "bf16" in names:
+        device = device_type(namespace.get("use_cpu"))
+        namespace["bf16"] = choose_bf16(namespace["bf16"], device, namespace.get("fp16", False))
     return tuple(
         dataclass(**{name: namespace[name] for name, owner in names.items() if owner is dataclass})
         for dataclass in dataclasses

@@ -34,6 +34,7 @@ from .checkpoints import load_whole
 from .finetune import FinetuneTrainer
 from .memory import forget_peak, resident_megabytes
 from .metrics import confidence_intervals
+from .precision import DTYPE_HELP, DTYPES, device_type, weights_dtype
 from .report import about_line, machine, write_report
 from .tasks import MEASURED, Task
 from .tasks.classification import ONE_CLASS, Classification, ClassificationArguments
@@ -56,6 +57,7 @@ class EvaluateArguments:
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "`sdpa`, the fast form, or `eager`, the paper literally."}
     )
+    dtype: str | None = field(default=None, metadata={"help": DTYPE_HELP, "choices": DTYPES})
     split: str = field(
         default="test", metadata={"help": "The split to measure on.", "choices": ["test", "validation", "train"]}
     )
@@ -133,7 +135,7 @@ def predict(task: Task, model: PreTrainedModel, examples: Dataset, inputs: Datas
             folder,
             per_device_eval_batch_size=batch_size,
             report_to="none",
-            use_cpu=not torch.accelerator.is_available(),
+            use_cpu=device_type() == "cpu",
         )
         trainer = FinetuneTrainer(
             model,
@@ -187,7 +189,11 @@ def measure(arguments: EvaluateArguments, data: DataArguments, kind: type[Task],
     task = kind(task_arguments, tokenizer, arguments.max_length or longest, labels)
     inputs = task.prepare(examples, arguments.split, data.num_workers)
     model = load_whole(
-        kind.auto_class, arguments.model_name_or_path, attn_implementation=arguments.attn_implementation, **source
+        kind.auto_class,
+        arguments.model_name_or_path,
+        attn_implementation=arguments.attn_implementation,
+        dtype=weights_dtype(arguments.dtype, config, device_type()),
+        **source,
     )
     forget_peak()
     if isinstance(task, Classification) and task.problem == ONE_CLASS:
@@ -251,6 +257,7 @@ def harness(arguments: EvaluateArguments) -> dict[str, Any]:
             "trust_remote_code": arguments.trust_remote_code,
             "max_length": arguments.max_length,
             "attn_implementation": arguments.attn_implementation,
+            "dtype": arguments.dtype or "auto",
         },
         tasks=arguments.lm_eval,
         task_manager=TaskManager(include_path=arguments.lm_eval_include),

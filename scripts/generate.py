@@ -32,8 +32,8 @@ from synkhorn.hub_export import write_whole
 from .arguments import parse
 from .checkpoints import CheckpointArguments, load_whole
 from .generation_options import GenerationArguments, given_options
+from .precision import DTYPE_HELP, DTYPES, device_type, weights_dtype
 
-DTYPES = ("float32", "bfloat16", "float16")
 # tokens to generate where neither an option nor the checkpoint says how many
 DEFAULT_NEW_TOKENS = 100
 
@@ -55,10 +55,7 @@ class PromptArguments:
     device: str | None = field(
         default=None, metadata={"help": "Such as cpu or cuda:1; an accelerator, if there is one, if not given."}
     )
-    dtype: str | None = field(
-        default=None,
-        metadata={"help": "Precision of the weights; that of the checkpoint if not given.", "choices": DTYPES},
-    )
+    dtype: str | None = field(default=None, metadata={"help": DTYPE_HELP, "choices": DTYPES})
     autocast: str | None = field(
         default=None,
         metadata={
@@ -126,10 +123,9 @@ def load(
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.checkpoint, **checkpoint.hub_options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    device = arguments.device or torch.accelerator.current_accelerator() or "cpu"
-    model = load_whole(
-        AutoModelForCausalLM, checkpoint.checkpoint, dtype=arguments.dtype or "auto", **checkpoint.hub_options
-    )
+    device = torch.device(arguments.device or device_type())
+    dtype = weights_dtype(arguments.dtype, config, device.type)
+    model = load_whole(AutoModelForCausalLM, checkpoint.checkpoint, dtype=dtype, **checkpoint.hub_options)
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 

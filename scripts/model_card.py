@@ -29,6 +29,7 @@ PAPERS = {
     "[arXiv 2005.00743](https://arxiv.org/abs/2005.00743).",
     "sinkhorn": "Tay et al., *Sparse Sinkhorn Attention*, [arXiv 2002.11296](https://arxiv.org/abs/2002.11296).",
 }
+BF16 = "bfloat16 autocast (slow on a CPU without AMX, AVX-512 BF16 or ARM BF16: there `--bf16 false`)"
 # what a Trainer measures of itself, and the loss, which says less than any metric
 UNREPORTED = re.compile(r"loss|runtime|.*_per_second|model_preparation_time")
 # fields of a configuration that say nothing of the model's making
@@ -149,7 +150,7 @@ def hyperparameters_of(training: TrainingArguments, state: TrainerState, model: 
         + (f"{warmup:.0%} of the steps" if warmup < 1 else f"{warmup:g} steps"),
         "weight decay": training.weight_decay,
         "gradient norm": f"clipped at {training.max_grad_norm:g}" if training.max_grad_norm else "not clipped",
-        "precision": "bfloat16 autocast" if training.bf16 else "float16 autocast" if training.fp16 else "float32",
+        "precision": BF16 if training.bf16 else "float16 autocast" if training.fp16 else "float32",
         "seed": training.seed,
         "parameters": f"{model.num_parameters():,}",
         **{f"`{name}`": value for name, value in fields.items() if not UNSAID.fullmatch(name)},

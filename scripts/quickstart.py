@@ -13,12 +13,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    HfArgumentParser,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -27,8 +25,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import synkhorn
 
-from .arguments import DataArguments
+from .arguments import DataArguments, parse
 from .model_card import CardTexts, ModelCardCallback, pipeline_use
+from .precision import device_type
 from .reviews import LABELS, PACKAGED, load_reviews
 from .runs import remove_incomplete_checkpoints, train_to_the_end
 from .text_data import described
@@ -66,6 +65,8 @@ class QuickstartArguments:
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training reviews."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many reviews only."})
     max_test_samples: int | None = field(default=None, metadata={"help": "Measure on so many reviews only."})
+    # `parse` knows a third value, `auto`, which is the default
+    bf16: bool = field(default=False)
 
 
 def compute_metrics(prediction) -> dict[str, float]:
@@ -90,8 +91,7 @@ def resumable_checkpoint(folder: Path, arguments: dict) -> str | None:
 
 def main(args: list[str] | None = None) -> dict[str, float]:
     """Run the quickstart and return what was measured on the held-out reviews."""
-    parser = HfArgumentParser(QuickstartArguments, description=__doc__)  # type: ignore[arg-type]
-    (arguments,) = parser.parse_args_into_dataclasses(args)
+    (arguments,) = parse([QuickstartArguments], args, __doc__)
     output = Path(arguments.output_dir or f"runs/quickstart-{arguments.family}")
     checkpoints = output / "checkpoints"
     set_seed(SEED)
@@ -140,8 +140,8 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         learning_rate=1e-3,
         warmup_steps=0.1,
         weight_decay=0.01,
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
+        bf16=arguments.bf16,
+        use_cpu=device_type() == "cpu",
         eval_strategy="steps",
         eval_steps=0.125,
         save_strategy="steps",
@@ -188,7 +188,7 @@ def card_texts(output: Path, arguments: QuickstartArguments, train_size: int, te
         training=f"{train_size:,} English reviews, cut at {MAX_LENGTH} tokens of a byte-pair encoding trained on the "
         f"same reviews. The checkpoint with the best accuracy on {VALIDATION_SIZE:,} further reviews was kept.",
         command=f"python -m synkhorn.scripts.quickstart --family {arguments.family} --dataset {arguments.dataset} "
-        f"--num_train_epochs {arguments.num_train_epochs:g}",
+        f"--num_train_epochs {arguments.num_train_epochs:g} --bf16 {str(arguments.bf16).lower()}",
         limits=f"English movie reviews only; text beyond the first {MAX_LENGTH} tokens is cut off by the tokenizer. It "
         "was not pre-trained, and knows no more of the language than these reviews show.",
         license="apache-2.0",
