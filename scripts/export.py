@@ -166,6 +166,9 @@ def write_onnx(path: Path, program: ExportedProgram, inputs: Tensors, shapes: di
         exported = torch.onnx.export(
             program, kwargs=inputs, output_names=outputs, dynamic_shapes=shapes, dynamo=True, verbose=False
         )
+    for weight in exported.model.graph.initializers.values():
+        # a tensor has a shape of its own; a second one is wrong once onnxruntime's quantizer has transposed the tensor
+        weight.shape = weight.type = None
     exported.save(path)
 
 
