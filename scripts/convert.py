@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from synkhorn.conversion import FAMILIES, POSITIONS, Conversion, convert
 
-from .arguments import parse, read_fields
-from .checkpoints import CheckpointArguments, check_new_folder, whole_folder
+from .common.arguments import parse, read_fields
+from .common.checkpoints import CheckpointArguments, check_new_folder, whole_folder
 
 
 @dataclass

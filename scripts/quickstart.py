@@ -25,12 +25,13 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import synkhorn
 
-from .arguments import DataArguments, parse
-from .model_card import CardTexts, ModelCardCallback, pipeline_use
-from .precision import device_type
-from .reviews import LABELS, PACKAGED, load_reviews
-from .runs import remove_incomplete_checkpoints, train_to_the_end
-from .text_data import described
+from .common.arguments import parse
+from .common.precision import device_type
+from .data.reviews import LABELS, PACKAGED, load_reviews
+from .data.text_data import DataArguments, described
+from .tasks.task import pipeline_use
+from .training.model_card import CardTexts, ModelCardCallback
+from .training.runs import remove_incomplete_checkpoints, train_to_the_end
 
 MAX_LENGTH = 512
 VALIDATION_SIZE = 1000

@@ -14,7 +14,9 @@ from transformers import TrainingArguments
 from synkhorn import cli
 from synkhorn.hub_export import source_path
 from synkhorn.scripts import causal_balancing
-from synkhorn.scripts.arguments import DataArguments, ModelArguments, as_command_line, parse, read_fields
+from synkhorn.scripts.common.arguments import as_command_line, parse, read_fields
+from synkhorn.scripts.data.text_data import DataArguments
+from synkhorn.scripts.training.models import ModelArguments
 
 ROOT = Path(__file__).parent.parent
 ALL = (ModelArguments, DataArguments, TrainingArguments)

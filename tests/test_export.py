@@ -24,8 +24,9 @@ from variants import (
 import synkhorn
 from synkhorn.configuration.configuration_backbone import AUTO_CLASSES
 from synkhorn.scripts import export
+from synkhorn.scripts.common import exporting
 
-ENCODERS = [auto for auto in AUTO_CLASSES if auto != export.CAUSAL]
+ENCODERS = [auto for auto in AUTO_CLASSES if auto != exporting.CAUSAL]
 # the tokenizer has 260 tokens
 FIELDS = {"num_hidden_layers": 1, "vocab_size": 260, "num_labels": 3}
 # run in a new process, where an import of these packages fails
@@ -41,7 +42,7 @@ print(module(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"].shape
 
 def save(folder: Path, config, auto_class: str = "AutoModel") -> Path:
     randomize(getattr(transformers, auto_class).from_config(config)).save_pretrained(folder)
-    synkhorn.byte_tokenizer(model_max_length=13, is_causal=auto_class == export.CAUSAL).save_pretrained(folder)
+    synkhorn.byte_tokenizer(model_max_length=13, is_causal=auto_class == exporting.CAUSAL).save_pretrained(folder)
     return folder
 
 
@@ -70,7 +71,7 @@ def test_every_head_in_both_formats(family, auto_class, tmp_path):
     # what the command checked is checked once more by other means, with a hole in a row as well
     ids, mask = random_ids(5, 10), padding(5, 10, "left")
     mask[0, 4] = 0
-    if auto_class == export.MULTIPLE_CHOICE:
+    if auto_class == exporting.MULTIPLE_CHOICE:
         ids, mask = ids[:, None].repeat(1, 3, 1), mask[:, None].repeat(1, 3, 1)
     model = getattr(transformers, auto_class).from_pretrained(checkpoint).eval()
     expected = model(input_ids=ids, attention_mask=mask)
@@ -144,7 +145,7 @@ def test_a_program_loads_without_transformers_and_a_tokenizer_as_ever(tmp_path):
 
 
 def test_the_base_model_of_a_language_model(tmp_path):
-    checkpoint = save(tmp_path / "model", small_config("sinkhorn"), export.CAUSAL)
+    checkpoint = save(tmp_path / "model", small_config("sinkhorn"), exporting.CAUSAL)
     with pytest.raises(ValueError, match="is a SinkhornForCausalLM, and an encoder is exported"):
         exported(checkpoint)
     assert (exported(checkpoint, "--auto_class", "AutoModel") / "model.onnx").exists()
@@ -152,7 +153,7 @@ def test_the_base_model_of_a_language_model(tmp_path):
 
 def test_a_mismatch_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
     checkpoint = save(tmp_path / "model", small_config("synthesizer"))
-    monkeypatch.setitem(export.READERS, "torch", lambda path: lambda inputs: {
+    monkeypatch.setitem(exporting.READERS, "torch", lambda path: lambda inputs: {
         "last_hidden_state": torch.zeros(*inputs["input_ids"].shape, 18)
     })  # fmt: skip
     with pytest.raises(RuntimeError, match=r"model.pt2: last_hidden_state of a batch of 1 with length 1 is .* from"):

@@ -11,7 +11,7 @@ from variants import randomize, tiny_config, tiny_sinkhorn_config
 
 import synkhorn
 from synkhorn.scripts import generate
-from synkhorn.scripts.generation_options import GenerationArguments, given_options
+from synkhorn.scripts.common.generation_options import GenerationArguments, given_options
 
 PROMPTS = ["One", "Another", "b"]
 

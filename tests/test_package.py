@@ -13,7 +13,7 @@ from PIL import Image
 
 import synkhorn
 from synkhorn.scripts import quickstart
-from synkhorn.scripts.reviews import LABELS, load_reviews
+from synkhorn.scripts.data.reviews import LABELS, load_reviews
 
 ROOT = Path(__file__).parent.parent
 

@@ -2,14 +2,18 @@
 
 import pytest
 import torch
-from tiny_runs import pretraining, write_texts
+from tiny_runs import pretraining as pretraining_line
+from tiny_runs import write_texts
 from transformers import TrainingArguments
 from variants import tiny_config, tiny_sinkhorn_config
 
 from synkhorn import SinkhornForCausalLM, SynthesizerForSequenceClassification, byte_tokenizer
 from synkhorn.scripts import ablate, evaluate, generate, pretrain, quickstart
-from synkhorn.scripts.arguments import parse
-from synkhorn.scripts.precision import choose_bf16, device_type, units_for
+from synkhorn.scripts.common import generation
+from synkhorn.scripts.common.arguments import parse
+from synkhorn.scripts.common.precision import choose_bf16, device_type, units_for
+from synkhorn.scripts.tasks import evaluation
+from synkhorn.scripts.training import ablation, pretraining
 
 WITH, WITHOUT = {"avx2": True, "avx512_bf16": True}, {"avx2": True, "avx512_f": True, "avx512_bf16": False}
 
@@ -96,15 +100,15 @@ def test_every_training_command_chooses_alike(capabilities, bf16, machine, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Asked, match=str(bf16)):
         quickstart.main(["--max_train_samples", "8", "--max_test_samples", "8"])
-    line = pretraining(write_texts(tmp_path / "texts.txt"), tmp_path / "model")
-    monkeypatch.setattr(pretrain.LanguageModelTrainer, "__init__", train)
+    line = pretraining_line(write_texts(tmp_path / "texts.txt"), tmp_path / "model")
+    monkeypatch.setattr(pretraining.LanguageModelTrainer, "__init__", train)
     with pytest.raises(Asked, match=str(bf16)):
         pretrain.main(line)
 
     def run(folder, settings, *_):
         raise Asked(settings["bf16"])
 
-    monkeypatch.setattr(ablate, "run", run)
+    monkeypatch.setattr(ablation, "run", run)
     with pytest.raises(Asked, match=str(bf16)):
         ablate.main(["--output_dir", str(tmp_path / "ablation")])
 
@@ -124,8 +128,8 @@ def test_a_checkpoint_runs_in_its_own_precision_only_where_that_is_fast(dtype, u
         seen.append(model := original(*arguments, **options))
         return model
 
-    original = generate.load_whole
-    for module in (generate, evaluate):
+    original = generation.load_whole
+    for module in (generation, evaluation):
         monkeypatch.setattr(module, "load_whole", load)
     for capabilities in ({units: True}, {}):
         machine(capabilities)

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from ..configuration.configuration_backbone import BackboneConfig
-from ..configuration.configuration_synthesizer import SynthesizerConfig
-from ..modeling.modeling_backbone import BackboneLayer, BackboneModel
-from ..modeling.modeling_heads import BackboneForSequenceClassification
+from ...configuration.configuration_backbone import BackboneConfig
+from ...configuration.configuration_synthesizer import SynthesizerConfig
+from ...modeling.modeling_backbone import BackboneLayer, BackboneModel
+from ...modeling.modeling_heads import BackboneForSequenceClassification
 
 FLOOR, BERT, GPT2 = "floor", "bert", "gpt2"
 CAUSAL = "_causal"

@@ -63,14 +63,6 @@ class CardTexts(NamedTuple):
     license: str | None = None
 
 
-def pipeline_use(pipeline_tag: str, model_name: str, call: str) -> str:
-    """Three lines that use a model through a pipeline; `call` is what its parentheses hold."""
-    return (
-        "from transformers import pipeline\n\n# model: this folder, or its name on the Hub\n"
-        f'model = pipeline("{pipeline_tag}", model="{model_name}", trust_remote_code=True)\nmodel({call})'
-    )
-
-
 def command_line(command: str, arguments: list[str]) -> str:
     """The command as one types it."""
     return f"synkhorn {command} {shlex.join(arguments)}"

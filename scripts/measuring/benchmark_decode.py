@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from ..modeling.position_cache import NewTokens
+from ...modeling.position_cache import NewTokens
 from .report import about_line, machine, write_report
 
 matplotlib.use("Agg")
