@@ -24,9 +24,7 @@ from .measuring.metrics import Scores
 from .tasks import TASKS
 from .training.finetuning import DEFAULTS, dataclasses_of, finetune
 from .training.model_card import command_line
-from .training.runs import (
-    leave_process_group,
-)
+from .training.runs import leave_process_group
 
 
 def usage() -> str:
@@ -46,7 +44,7 @@ def main(arguments: list[str] | None = None) -> Scores | None:
         sys.exit(2)
     description = f"{inspect.getdoc(TASKS[name])}\n{__doc__}"
     asked = parse(dataclasses_of(name), rest, description, task=name, **DEFAULTS)
-    return finetune(name, *asked, command=command_line("finetune", [name, *rest]))
+    return finetune(name, command_line("finetune", [name, *rest]), *asked)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    TextStreamer,
-    set_seed,
-)
+from transformers import AutoModelForCausalLM, TextStreamer, set_seed
 
 from synkhorn.hub_export import write_whole
 

@@ -3,7 +3,7 @@ Pre-train a masked or causal language model, from scratch or from a checkpoint, 
 
     synkhorn pretrain --dataset reviews --family sinkhorn --objective mlm --output_dir runs/mlm
     synkhorn pretrain --dataset reviews --model_name_or_path runs/mlm --objective clm --output_dir runs/clm
-    synkhorn pretrain --train_files corpus.jsonl --tokenizer_name bytes --max_length 2048 --bf16 --config sizes.yaml
+    synkhorn pretrain --train_files corpus.jsonl --tokenizer_name bytes --max_length 2048 --config sizes.yaml
 
 A run that was interrupted goes on from its last checkpoint when the same command is repeated.
 """
@@ -13,16 +13,14 @@ import sys
 from .common.arguments import parse
 from .training.model_card import command_line
 from .training.pretraining import DATACLASSES, DEFAULTS, pretrain
-from .training.runs import (
-    leave_process_group,
-)
+from .training.runs import leave_process_group
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Pre-train as the command line asks, and return what was measured on the held-out texts."""
     arguments = sys.argv[1:] if arguments is None else arguments
     asked = parse(DATACLASSES, arguments, __doc__, **DEFAULTS)
-    return pretrain(*asked, command=command_line("pretrain", arguments))
+    return pretrain(command_line("pretrain", arguments), *asked)
 
 
 if __name__ == "__main__":

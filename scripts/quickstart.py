@@ -14,13 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sklearn.metrics import accuracy_score, f1_score
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoConfig, AutoModelForSequenceClassification, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 import synkhorn
@@ -40,8 +34,6 @@ EXAMPLES = [
     "One of the finest films I have seen in years: warm, funny, and beautifully acted.",
     "A dull, clumsy mess. I wanted my money back after twenty minutes.",
 ]
-# what each family's encoder has beyond the shared sizes
-FAMILIES: dict[str, dict] = {"synthesizer": {"synthesizers": ["random"]}, "sinkhorn": {"block_size": 64}}
 # run in a new process, where an import of the package fails
 USE_SAVED_MODEL = """
 import sys
@@ -55,7 +47,7 @@ for text, result in zip(sys.argv[2:], classify(sys.argv[2:])):
 
 @dataclass
 class QuickstartArguments:
-    family: str = field(default="synthesizer", metadata={"help": "Model family.", "choices": list(FAMILIES)})
+    family: str = field(default="synthesizer", metadata={"help": "Model family.", "choices": synkhorn.FAMILIES})
     dataset: str = field(
         default=PACKAGED,
         metadata={"help": "`reviews`, the packaged ones, or a dataset of the Hub such as stanfordnlp/imdb."},
@@ -128,7 +120,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         hidden_dropout=0.1,
         id2label=dict(enumerate(LABELS)),
         label2id={label: i for i, label in enumerate(LABELS)},
-        **FAMILIES[arguments.family],
+        **synkhorn.FAMILIES[arguments.family].quickstart,
         **synkhorn.token_fields(tokenizer),
     )
     model = AutoModelForSequenceClassification.from_config(config)
@@ -179,11 +171,12 @@ def main(args: list[str] | None = None) -> dict[str, float]:
 
 def card_texts(output: Path, arguments: QuickstartArguments, train_size: int, test_size: int) -> CardTexts:
     """What the card says of a finished run."""
-    members = ", ".join(f"`{name}={value!r}`" for name, value in FAMILIES[arguments.family].items())
+    family = synkhorn.FAMILIES[arguments.family]
+    members = ", ".join(f"`{name}={value!r}`" for name, value in family.quickstart.items())
     return CardTexts(
         pipeline_tag="text-classification",
         splits={"test": f"{test_size:,} held-out reviews" if arguments.dataset == PACKAGED else "test"},
-        summary=f"A small {arguments.family.capitalize()} encoder ({members}) that tells positive from negative movie "
+        summary=f"A small {family.title} encoder ({members}) that tells positive from negative movie "
         "reviews, trained from scratch.",
         use=pipeline_use("text-classification", output.name, repr(EXAMPLES[0])),
         training=f"{train_size:,} English reviews, cut at {MAX_LENGTH} tokens of a byte-pair encoding trained on the "

@@ -16,8 +16,6 @@ from transformers.utils.import_utils import is_serve_available
 
 import synkhorn
 
-CLASSES = (synkhorn.SinkhornForCausalLM, synkhorn.SynthesizerForCausalLM)
-
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -27,7 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
             "not installed: pip install 'synkhorn[serve]'"
         )
     # the server looks there for the class that a checkpoint names
-    for model_class in CLASSES:
+    for family in synkhorn.FAMILIES.values():
+        model_class = family.model_class("ForCausalLM")
         setattr(sys.modules["transformers"], model_class.__name__, model_class)
     # slow to import
     from transformers.cli.transformers import main as transformers_main

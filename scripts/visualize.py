@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, logging
 
+from synkhorn import FAMILIES
 from synkhorn.hub_export import write_whole
 
 from .common.checkpoints import load_whole
-from .measuring.pictures import attention_picture, chosen_layers, draw, page, png, sort_picture
+from .measuring import pictures
+from .measuring.pictures import chosen_layers, draw, page, png
 
 
 def parser() -> ArgumentParser:
@@ -55,10 +57,11 @@ def load(arguments: Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-    if model.config.model_type not in PICTURES:
+    drawn = [name for name, family in FAMILIES.items() if family.picture is not None]
+    if model.config.model_type not in drawn:
         raise ValueError(
             f"checkpoint {arguments.checkpoint!r} is a {model.config.model_type} model: choose one of the families "
-            f"{', '.join(PICTURES)}"
+            f"{', '.join(drawn)}"
         )
     name = arguments.tokenizer or arguments.checkpoint
     try:
@@ -83,16 +86,14 @@ def encode(
     return ids, f"The text has {whole} tokens, and is cut to the first {limit}: {reason}."
 
 
-PICTURES = {"sinkhorn": sort_picture, "synthesizer": attention_picture}
-
-
 def main(args: list[str] | None = None) -> None:
     """Draw the picture, and the page, that the command line asks for."""
     arguments = parser().parse_args(args)
     text = read_text(arguments)
     model, tokenizer = load(arguments)
     ids, note = encode(text, model, tokenizer, arguments.max_tokens)
-    picture = chosen_layers(PICTURES[model.config.model_type](model, ids, tokenizer), arguments.layers)
+    picture_of = getattr(pictures, FAMILIES[model.config.model_type].picture)
+    picture = chosen_layers(picture_of(model, ids, tokenizer), arguments.layers)
     for path in filter(None, (arguments.output, arguments.html)):
         path.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_bytes(png(draw(picture.rows, picture, picture.title)))

@@ -10,6 +10,7 @@ from PIL import Image
 from tiny_runs import SIZES, WORDS
 from transformers import CONFIG_MAPPING
 
+from synkhorn import FAMILIES
 from synkhorn.scripts import ablate
 from synkhorn.scripts.training import ablation, finetuning
 from synkhorn.scripts.training.models import ModelArguments, own_fields
@@ -96,7 +97,7 @@ def test_minutes_are_turned_into_steps_once(tmp_path, monkeypatch):
     assert ablation.budget(asked, {"seed": 2}, tmp_path) == 9
 
 
-@pytest.mark.parametrize("family", ["synthesizer", "sinkhorn"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_base_fits_both_families(family):
     base, _ = ablation.grid_of(ablation.AblationArguments(grid=json.dumps({"base": {"family": family}})))
     arguments = ModelArguments(family=base["family"], model_config=json.dumps(base["model_config"]))
@@ -134,7 +135,7 @@ def test_the_table_of_one_seed_has_no_spread():
 
 
 def test_a_metric_that_was_not_measured_is_an_error(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "run", lambda *_: {"accuracy": 0.5, "training_loss": 1.0})
+    monkeypatch.setattr(ablate, "run", lambda *_: {"accuracy": 0.5, "training_loss": 1.0})
     (tmp_path / "grid.json").write_text(json.dumps({"base": base, "factors": {}}))
     call = ["--grid", str(tmp_path / "grid.json"), "--steps", "1", "--output_dir", str(tmp_path / "ablation")]
     with pytest.raises(ValueError, match="metric='f1' was not measured: choose one of accuracy, training_loss"):

@@ -22,6 +22,7 @@ from variants import (
 )
 
 import synkhorn
+from synkhorn import FAMILIES
 from synkhorn.configuration.configuration_backbone import AUTO_CLASSES
 from synkhorn.scripts import export
 from synkhorn.scripts.common import exporting
@@ -59,7 +60,7 @@ def exported(checkpoint: Path, *options: str) -> Path:
 
 
 @pytest.mark.parametrize("auto_class", ENCODERS)
-@pytest.mark.parametrize("family", ["synthesizer", "sinkhorn"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_head_in_both_formats(family, auto_class, tmp_path):
     # the sort is in the test of variants; without it a graph is much smaller
     fields = {"sort_net": "none"} if family == "sinkhorn" and auto_class != "AutoModel" else {}

@@ -13,7 +13,7 @@ from synkhorn.scripts.common import generation
 from synkhorn.scripts.common.arguments import parse
 from synkhorn.scripts.common.precision import choose_bf16, device_type, units_for
 from synkhorn.scripts.tasks import evaluation
-from synkhorn.scripts.training import ablation, pretraining
+from synkhorn.scripts.training import pretraining
 
 WITH, WITHOUT = {"avx2": True, "avx512_bf16": True}, {"avx2": True, "avx512_f": True, "avx512_bf16": False}
 
@@ -108,7 +108,7 @@ def test_every_training_command_chooses_alike(capabilities, bf16, machine, monke
     def run(folder, settings, *_):
         raise Asked(settings["bf16"])
 
-    monkeypatch.setattr(ablation, "run", run)
+    monkeypatch.setattr(ablate, "run", run)
     with pytest.raises(Asked, match=str(bf16)):
         ablate.main(["--output_dir", str(tmp_path / "ablation")])
 

@@ -12,12 +12,12 @@ from strategies import VOCABULARY, configs, implementations, mask_of, optional, 
 from synthesizer_loop import loop_attention as synthesizer_loop
 from variants import randomize
 
-from synkhorn import SinkhornModel, SynthesizerModel
+from synkhorn import FAMILIES
 from synkhorn.configuration.configuration_backbone import BackboneConfig
 from synkhorn.modeling.dot_product_attention import split_heads
 
 LOOPS = {"sinkhorn": sinkhorn_loop, "synthesizer": synthesizer_loop}
-MODELS = {"sinkhorn": SinkhornModel, "synthesizer": SynthesizerModel}
+MODELS = {name: family.model_class("Model") for name, family in FAMILIES.items()}
 HALVES = [torch.bfloat16, torch.float16]
 
 

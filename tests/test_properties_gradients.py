@@ -8,7 +8,7 @@ from strategies import configs, implementations, mask_of, optional, padded_rows,
 from torch.func import functional_call
 from variants import randomize
 
-from synkhorn import SinkhornModel, SynthesizerModel, causal_sinkhorn, sinkhorn
+from synkhorn import FAMILIES, causal_sinkhorn, sinkhorn
 from synkhorn.configuration.configuration_sinkhorn import BLOCK_POOLINGS, COMBINES
 from synkhorn.modeling.dot_product_attention import literal_attention, masked_attention
 from synkhorn.modeling.sinkhorn_attention import (
@@ -20,7 +20,7 @@ from synkhorn.modeling.sinkhorn_attention import (
 from synkhorn.modeling.synthesizer_attention import shared_attention, shared_weights, tiled_attention
 from synkhorn.modeling.synthesizer_logits import Logits
 
-MODELS = {"sinkhorn": SinkhornModel, "synthesizer": SynthesizerModel}
+MODELS = {name: family.model_class("Model") for name, family in FAMILIES.items()}
 LONGEST = 7
 masks = padded_rows(LONGEST, most=2, left=False).map(mask_of)
 widths = st.integers(1, 3)

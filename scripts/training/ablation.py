@@ -124,13 +124,13 @@ def run(folder: Path, settings: dict[str, Any], steps: int, pretraining_steps: i
         budget = {"max_steps": pretraining_steps, "save_steps": pretraining_steps, "output_dir": start}
         line = as_command_line(settings | budget)
         asked = parse(pretraining.DATACLASSES, line, "", **pretraining.DEFAULTS)
-        measured = pretraining.pretrain(*asked, command=command_line("pretrain", line))
+        measured = pretraining.pretrain(command_line("pretrain", line), *asked)
         before["pretraining_perplexity"] = measured["eval_perplexity"]
         tuning |= {"model_name_or_path": start}
     output = folder / "finetuned"
     line = as_command_line(tuning | {"output_dir": output})
     asked = parse(finetuning.dataclasses_of(TASK), line, "", **finetuning.DEFAULTS)
-    results = finetuning.finetune(TASK, *asked, command=command_line("finetune", [TASK, *line]))
+    results = finetuning.finetune(TASK, command_line("finetune", [TASK, *line]), *asked)
     history = json.loads((output / f"checkpoint-{steps}" / TRAINER_STATE_NAME).read_text())["log_history"]
     return {**results, **before, "training_loss": [entry["loss"] for entry in history if "loss" in entry][-1]}
 

@@ -9,14 +9,7 @@ from typing import Any
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    EvalPrediction,
-    PreTrainedModel,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import CONFIG_MAPPING, AutoConfig, EvalPrediction, PreTrainedModel, TrainingArguments, set_seed
 
 from synkhorn.hub_export import write_whole
 
@@ -162,20 +155,20 @@ def dataclasses_of(name: str) -> tuple[type, ...]:
 
 def finetune(
     name: str,
+    command: str,
     model_arguments: ModelArguments,
     data: DataArguments,
     task_arguments: Any,
     finetuning: FinetuneArguments,
     training: TrainingArguments,
-    command: str,
 ) -> Scores:
     """
     Fine-tune on a task, and return what was measured on the test split, or the validation split where there is none.
 
     Args:
         name: the task.
-        model_arguments, data, task_arguments, finetuning, training: see `dataclasses_of`.
         command: the command line, for the card.
+        model_arguments, data, task_arguments, finetuning, training: see `dataclasses_of`.
     """
     kind = TASKS[name]
     if data.streaming:

@@ -19,16 +19,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from synkhorn import FAMILIES
 from synkhorn.hub_export import write_whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-PAPERS = {
-    "synthesizer": "Tay et al., *Synthesizer: Rethinking Self-Attention for Transformer Models*, "
-    "[arXiv 2005.00743](https://arxiv.org/abs/2005.00743).",
-    "sinkhorn": "Tay et al., *Sparse Sinkhorn Attention*, [arXiv 2002.11296](https://arxiv.org/abs/2002.11296).",
-}
 BF16 = "bfloat16 autocast (slow on a CPU without AMX, AVX-512 BF16 or ARM BF16: there `--bf16 false`)"
 # what a Trainer measures of itself, and the loss, which says less than any metric
 UNREPORTED = re.compile(r"loss|runtime|.*_per_second|model_preparation_time")
@@ -122,7 +118,9 @@ def write_model_card(
         template_str=files("synkhorn.model_cards").joinpath("template.md").read_text(encoding="utf-8"),
         results="\n".join(table),
         hyperparameters="\n".join(f"| {name} | {value} |" for name, value in hyperparameters.items()),
-        paper=PAPERS.get(config.model_type, f"Architecture: {config.model_type}."),
+        paper=FAMILIES[config.model_type].paper
+        if config.model_type in FAMILIES
+        else f"Architecture: {config.model_type}.",
         **texts._asdict() | {"model_name": model_name},
     )
     path = Path(folder) / "README.md"

@@ -16,11 +16,11 @@ from transformers import (
 )
 
 import synkhorn
+from synkhorn import FAMILIES
 
 from ..common.arguments import read_fields
 
 BYTES, TRAIN = "bytes", "train"
-FAMILIES = ["synthesizer", "sinkhorn"]
 
 
 @dataclass

@@ -171,18 +171,18 @@ DATACLASSES = (ModelArguments, DataArguments, PretrainingArguments, TrainingArgu
 
 
 def pretrain(
+    command: str,
     model_arguments: ModelArguments,
     data: DataArguments,
     own: PretrainingArguments,
     training: TrainingArguments,
-    command: str,
 ) -> dict[str, float]:
     """
     Pre-train, and return what was measured on the held-out texts.
 
     Args:
-        model_arguments, data, own, training: see `DATACLASSES`.
         command: the command line, for the card.
+        model_arguments, data, own, training: see `DATACLASSES`.
     """
     check(own, data, training)
     settings = settings_of(model_arguments, data, own, training)
