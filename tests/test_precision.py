@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_runs import pretraining as pretraining_line
 from tiny_runs import write_texts
-from transformers import TrainingArguments
+from transformers import AutoModelForCausalLM, TrainingArguments
 from variants import tiny_config, tiny_sinkhorn_config
 
 from synkhorn import SinkhornForCausalLM, SynthesizerForSequenceClassification, byte_tokenizer
@@ -13,7 +13,7 @@ from synkhorn.scripts.common import generation
 from synkhorn.scripts.common.arguments import parse
 from synkhorn.scripts.common.precision import choose_bf16, device_type, units_for
 from synkhorn.scripts.tasks import evaluation
-from synkhorn.scripts.training import pretraining
+from synkhorn.scripts.training import models, pretraining
 
 WITH, WITHOUT = {"avx2": True, "avx512_bf16": True}, {"avx2": True, "avx512_f": True, "avx512_bf16": False}
 
@@ -100,7 +100,7 @@ def test_every_training_command_chooses_alike(capabilities, bf16, machine, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Asked, match=str(bf16)):
         quickstart.main(["--max_train_samples", "8", "--max_test_samples", "8"])
-    line = pretraining_line(write_texts(tmp_path / "texts.txt"), tmp_path / "model")
+    line = pretraining_line(write_texts(tmp_path / "texts.txt"), tmp_path / "model", bf16="auto")
     monkeypatch.setattr(pretraining.LanguageModelTrainer, "__init__", train)
     with pytest.raises(Asked, match=str(bf16)):
         pretrain.main(line)
@@ -131,8 +131,12 @@ def test_a_checkpoint_runs_in_its_own_precision_only_where_that_is_fast(dtype, u
     original = generation.load_whole
     for module in (generation, evaluation):
         monkeypatch.setattr(module, "load_whole", load)
+    arguments = models.ModelArguments(model_name_or_path=str(tmp_path / "causal"))
+    tokenizer = models.load_tokenizer(arguments, [], 13)
     for capabilities in ({units: True}, {}):
         machine(capabilities)
+        trained = models.load_model(AutoModelForCausalLM, arguments, tokenizer, 13)
+        assert trained.dtype == (saved if capabilities else torch.float32)
         for asked in ([], ["--dtype", dtype]):
             generate.main([str(tmp_path / "causal"), "--prompt", "a", "--max_new_tokens", "2", *asked])
             evaluate.main(

@@ -43,6 +43,8 @@ def pretraining(texts: Path, output_dir: Path, family: str = "sinkhorn", config:
         "per_device_train_batch_size": 8,
         "output_dir": output_dir,
         "disable_tqdm": "true",
+        # the same on every machine
+        "bf16": "false",
     } | arguments
     return [part for name, value in values.items() for part in (f"--{name}", str(value)) if part != "True"]
 

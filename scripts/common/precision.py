@@ -82,15 +82,18 @@ def choose_bf16(asked: bool | str, device: str, is_fp16: bool = False) -> bool:
     return chosen
 
 
-def weights_dtype(asked: str | None, config: PreTrainedConfig, device: str) -> Any:
+def weights_dtype(
+    asked: str | None, config: PreTrainedConfig, device: str, remedy: str = "; --dtype overrides it"
+) -> Any:
     """
-    The type of the weights of a checkpoint that is used as it is: its own, but float32 where that is of 16 bits and the
-    device is slow in it, which is printed.
+    The type that a checkpoint's weights are loaded in: its own, but float32 where that is of 16 bits and the device is
+    slow in it, which is printed.
 
     Args:
         asked: a name that overrides it.
         config: the checkpoint's.
         device: where it runs.
+        remedy: what the printed line ends with.
     """
     if asked is not None:
         return getattr(torch, asked)
@@ -100,5 +103,5 @@ def weights_dtype(asked: str | None, config: PreTrainedConfig, device: str) -> A
     has_units, reason = units_for(saved, device)
     if has_units:
         return saved
-    print(f"Precision: float32, not the checkpoint's {saved}, since {reason}; --dtype overrides it", flush=True)
+    print(f"Precision: float32, not the checkpoint's {saved}, since {reason}{remedy}", flush=True)
     return torch.float32

@@ -19,6 +19,7 @@ import synkhorn
 from synkhorn import FAMILIES
 
 from ..common.arguments import read_fields
+from ..common.precision import device_type, weights_dtype
 
 BYTES, TRAIN = "bytes", "train"
 
@@ -144,6 +145,7 @@ def load_model(
         model, report = auto_class.from_pretrained(
             arguments.model_name_or_path,
             config=config,
+            dtype=weights_dtype(None, config, device_type(), remedy=""),
             # a head for other classes is new
             ignore_mismatched_sizes=True,
             output_loading_info=True,
