@@ -100,7 +100,9 @@ def test_models_are_of_a_family_and_compared_with_a_peer_of_their_kind():
         (["throughput", "--max_length", "100"], "--max_length 100 must be a multiple of 64"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message):
+def test_bad_arguments_are_named(arguments, message, tmp_path, monkeypatch):
+    # what is not refused writes its report where it is run
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         benchmark.main(arguments)
 
