@@ -62,7 +62,7 @@ test-versions: install $(LOWEST)/.installed
 		$(TEST) $$version/bin/python tests/checkpoints.py write build/versions/$$version || exit; done
 	for pair in $(VENV):$(LOWEST) $(LOWEST):$(VENV); do reader=$${pair%:*} writer=build/versions/$${pair#*:}; \
 		$(TEST) $$reader/bin/python tests/checkpoints.py check $$writer || exit; \
-		for family in synthesizer sinkhorn; do \
+		for family in $$($(RUN) -c 'import synkhorn; print(*synkhorn.FAMILIES)'); do \
 			$(TEST) $$reader/bin/python tests/remote_load.py $$writer/$$family $$writer/$$family-again || exit; done; done
 	$(LOWEST)/bin/python tests/common/fetch.py
 	$(TEST) $(LOWEST)/bin/python -m pytest -n auto $(addprefix tests/,$(LOWEST_TESTS))

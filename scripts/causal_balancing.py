@@ -14,7 +14,7 @@ import torch
 
 import synkhorn
 
-from .report import write_report
+from .measuring.report import write_report
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

@@ -12,10 +12,11 @@ a Sinkhorn model gives the source's outputs for a text of one block, a mixture h
 
 from dataclasses import dataclass, field
 
-from synkhorn.conversion import FAMILIES, POSITIONS, Conversion, convert
+from synkhorn import FAMILIES
+from synkhorn.conversion import POSITIONS, Conversion, convert
 
-from .arguments import parse, read_fields
-from .checkpoints import CheckpointArguments, check_new_folder, whole_folder
+from .common.arguments import parse, read_fields
+from .common.checkpoints import CheckpointArguments, check_new_folder, whole_folder
 
 
 @dataclass

@@ -9,21 +9,14 @@ source files, tokenizer, card and pictures, in one commit. A folder that lacks w
 metadata is refused. Anybody loads the result with `trust_remote_code=True`, without synkhorn.
 """
 
-import json
-import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from huggingface_hub import HfApi
 
-from .arguments import parse
-from .checkpoints import check_new_folder, whole_folder
-
-CARD_NAME = "README.md"
-# beside hidden files, what a Trainer leaves in its output folder for itself
-UNPUBLISHED = ("training_args.bin", "trainer_state.json", "run.json", "*.pt", "*.pth", "*.tmp", ".*")
+from .common.arguments import parse
+from .common.checkpoints import check_new_folder, published_files, whole_folder
 
 
 @dataclass
@@ -51,43 +44,6 @@ class PushArguments:
         given = [name for name in ("private", "revision", "commit_message") if getattr(self, name)]
         if self.is_folder and given:
             raise ValueError(f"to={self.to!r} is a folder, and {', '.join(given)} are for a repository of the Hub")
-
-
-def published_files(folder: Path) -> list[str]:
-    """
-    The names of the files to publish.
-
-    Raises:
-        ValueError: if the folder has no card with metadata, no configuration, no weights, or not all source files that
-            the configuration names.
-    """
-    if not folder.is_dir():
-        raise ValueError(
-            f"checkpoint={str(folder)!r} is no folder: name one that `save_pretrained` or a training wrote"
-        )
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not any(map(path.match, UNPUBLISHED)))
-    where = f"checkpoint={str(folder)!r} has no"
-    if CONFIG_NAME not in names:
-        raise ValueError(f"{where} {CONFIG_NAME}: it is no checkpoint")
-    weights = {SAFE_WEIGHTS_NAME}
-    if SAFE_WEIGHTS_INDEX_NAME in names:
-        index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
-        weights = set(index["weight_map"].values())
-    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    modules = {f"{target.split('--')[-1].split('.')[0]}.py" for target in config.get("auto_map", {}).values()}
-    for path in folder.glob("*.py"):
-        imported = re.findall(r"^from \.(\w+) import", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        modules |= {f"{module}.py" for module in imported}
-    missing = sorted((weights | modules) - set(names))
-    if missing:
-        raise ValueError(
-            f"{where} {', '.join(missing)}: save the model again, by `save_pretrained` with synkhorn installed"
-        )
-    if CARD_NAME not in names:
-        raise ValueError(f"{where} {CARD_NAME}, its card: synkhorn's trainings write one; tell what it is and can do")
-    if not ModelCard.load(folder / CARD_NAME).data.to_dict():
-        raise ValueError(f"{where} metadata in {CARD_NAME}: begin it with such as ---, license: apache-2.0, ---")
-    return names
 
 
 def main(arguments: list[str] | None = None) -> str:

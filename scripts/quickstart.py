@@ -13,25 +13,19 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from sklearn.metrics import accuracy_score, f1_score
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    HfArgumentParser,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoConfig, AutoModelForSequenceClassification, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 import synkhorn
 
-from .arguments import DataArguments
-from .model_card import CardTexts, ModelCardCallback, pipeline_use
-from .reviews import LABELS, PACKAGED, load_reviews
-from .runs import remove_incomplete_checkpoints, train_to_the_end
-from .text_data import described
+from .common.arguments import parse
+from .common.precision import device_type
+from .data.reviews import LABELS, PACKAGED, load_reviews
+from .data.text_data import DataArguments, described
+from .tasks.task import pipeline_use
+from .training.model_card import CardTexts, ModelCardCallback
+from .training.runs import remove_incomplete_checkpoints, train_to_the_end
 
 MAX_LENGTH = 512
 VALIDATION_SIZE = 1000
@@ -40,8 +34,6 @@ EXAMPLES = [
     "One of the finest films I have seen in years: warm, funny, and beautifully acted.",
     "A dull, clumsy mess. I wanted my money back after twenty minutes.",
 ]
-# what each family's encoder has beyond the shared sizes
-FAMILIES: dict[str, dict] = {"synthesizer": {"synthesizers": ["random"]}, "sinkhorn": {"block_size": 64}}
 # run in a new process, where an import of the package fails
 USE_SAVED_MODEL = """
 import sys
@@ -55,7 +47,7 @@ for text, result in zip(sys.argv[2:], classify(sys.argv[2:])):
 
 @dataclass
 class QuickstartArguments:
-    family: str = field(default="synthesizer", metadata={"help": "Model family.", "choices": list(FAMILIES)})
+    family: str = field(default="synthesizer", metadata={"help": "Model family.", "choices": synkhorn.FAMILIES})
     dataset: str = field(
         default=PACKAGED,
         metadata={"help": "`reviews`, the packaged ones, or a dataset of the Hub such as stanfordnlp/imdb."},
@@ -66,6 +58,8 @@ class QuickstartArguments:
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training reviews."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many reviews only."})
     max_test_samples: int | None = field(default=None, metadata={"help": "Measure on so many reviews only."})
+    # `parse` knows a third value, `auto`, which is the default
+    bf16: bool = field(default=False)
 
 
 def compute_metrics(prediction) -> dict[str, float]:
@@ -90,8 +84,7 @@ def resumable_checkpoint(folder: Path, arguments: dict) -> str | None:
 
 def main(args: list[str] | None = None) -> dict[str, float]:
     """Run the quickstart and return what was measured on the held-out reviews."""
-    parser = HfArgumentParser(QuickstartArguments, description=__doc__)  # type: ignore[arg-type]
-    (arguments,) = parser.parse_args_into_dataclasses(args)
+    (arguments,) = parse([QuickstartArguments], args, __doc__)
     output = Path(arguments.output_dir or f"runs/quickstart-{arguments.family}")
     checkpoints = output / "checkpoints"
     set_seed(SEED)
@@ -127,7 +120,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         hidden_dropout=0.1,
         id2label=dict(enumerate(LABELS)),
         label2id={label: i for i, label in enumerate(LABELS)},
-        **FAMILIES[arguments.family],
+        **synkhorn.FAMILIES[arguments.family].quickstart,
         **synkhorn.token_fields(tokenizer),
     )
     model = AutoModelForSequenceClassification.from_config(config)
@@ -140,8 +133,8 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         learning_rate=1e-3,
         warmup_steps=0.1,
         weight_decay=0.01,
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
+        bf16=arguments.bf16,
+        use_cpu=device_type() == "cpu",
         eval_strategy="steps",
         eval_steps=0.125,
         save_strategy="steps",
@@ -178,17 +171,18 @@ def main(args: list[str] | None = None) -> dict[str, float]:
 
 def card_texts(output: Path, arguments: QuickstartArguments, train_size: int, test_size: int) -> CardTexts:
     """What the card says of a finished run."""
-    members = ", ".join(f"`{name}={value!r}`" for name, value in FAMILIES[arguments.family].items())
+    family = synkhorn.FAMILIES[arguments.family]
+    members = ", ".join(f"`{name}={value!r}`" for name, value in family.quickstart.items())
     return CardTexts(
         pipeline_tag="text-classification",
         splits={"test": f"{test_size:,} held-out reviews" if arguments.dataset == PACKAGED else "test"},
-        summary=f"A small {arguments.family.capitalize()} encoder ({members}) that tells positive from negative movie "
+        summary=f"A small {family.title} encoder ({members}) that tells positive from negative movie "
         "reviews, trained from scratch.",
         use=pipeline_use("text-classification", output.name, repr(EXAMPLES[0])),
         training=f"{train_size:,} English reviews, cut at {MAX_LENGTH} tokens of a byte-pair encoding trained on the "
         f"same reviews. The checkpoint with the best accuracy on {VALIDATION_SIZE:,} further reviews was kept.",
         command=f"python -m synkhorn.scripts.quickstart --family {arguments.family} --dataset {arguments.dataset} "
-        f"--num_train_epochs {arguments.num_train_epochs:g}",
+        f"--num_train_epochs {arguments.num_train_epochs:g} --bf16 {str(arguments.bf16).lower()}",
         limits=f"English movie reviews only; text beyond the first {MAX_LENGTH} tokens is cut off by the tokenizer. It "
         "was not pre-trained, and knows no more of the language than these reviews show.",
         license="apache-2.0",

@@ -2,7 +2,7 @@
 Serve causal language models over HTTP by Transformers' own server, which by itself only knows the models that come with
 it.
 
-    pip install 'transformers[serving]'
+    pip install 'synkhorn[serve]'
     synkhorn serve my-model --port 8000
     transformers chat my-model http://localhost:8000
 
@@ -12,19 +12,26 @@ Completions (`/v1/completions`) need none.
 
 import sys
 
-import synkhorn
+from transformers.utils.import_utils import is_serve_available
 
-CLASSES = (synkhorn.SinkhornForCausalLM, synkhorn.SynthesizerForCausalLM)
+import synkhorn
 
 
 def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not is_serve_available() and not {"-h", "--help"} & set(arguments):
+        raise ModuleNotFoundError(
+            "synkhorn serve runs Transformers' server, some of whose packages (fastapi, openai, pydantic, uvicorn) are "
+            "not installed: pip install 'synkhorn[serve]'"
+        )
     # the server looks there for the class that a checkpoint names
-    for model_class in CLASSES:
+    for family in synkhorn.FAMILIES.values():
+        model_class = family.model_class("ForCausalLM")
         setattr(sys.modules["transformers"], model_class.__name__, model_class)
-    # Transformers' command line is an import that needs the serving packages
+    # slow to import
     from transformers.cli.transformers import main as transformers_main
 
-    sys.argv = ["transformers", "serve", *(sys.argv[1:] if arguments is None else arguments)]
+    sys.argv = ["transformers", "serve", *arguments]
     transformers_main()
 
 

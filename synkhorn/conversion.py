@@ -23,29 +23,15 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from .configuration.configuration_backbone import AUTO_CLASSES, check_at_least, check_choice
+from .families import FAMILIES
 from .source_architectures import COMMON_FIELDS, SOURCES, SourceArchitecture, SourceHead
 from .tokenization.tokenization_synkhorn import token_fields
 
-FAMILIES = ("sinkhorn", "synthesizer")
 # how positions past the source's are made, and what that is called
 POSITIONS = {"tile": "tiled", "interpolate": "interpolated"}
 POSITIONS_MODULE = "embeddings.position_embeddings"
-# where a family has its queries and keys elsewhere than in its attention
-OWN_MODULES = {
-    "synthesizer": {
-        "attention.query": "attention.members.dot_product.query",
-        "attention.key": "attention.members.dot_product.key",
-    }
-}
 # what follows from the source, but may be set all the same
 FREE_FIELDS = {"hidden_dropout", "classifier_dropout", "classifier_pooling", "initializer_range"}
-# members whose logits are zero leave those of the dot product
-ZERO_AT_START = (
-    "attention.members.dense.weight",
-    "attention.members.random.weight",
-    "attention.members.factorized_random.key_weight",
-    "attention.members.factorized_dense.slow_weight",
-)
 # the weight of the dot product in a mixture, at the start
 DOT_PRODUCT_WEIGHT = 0.99
 
@@ -114,7 +100,7 @@ def convert(
 
     Args:
         source: a checkpoint's folder or name on the Hub, or a model.
-        to: `sinkhorn` or `synthesizer`.
+        to: a family, such as `sinkhorn`.
         max_length: tokens of the longest sequence; the source's own if not given.
         positions: how learned positions past the source's are made: `tile` repeats the source's, `interpolate`
             stretches them over the new length.
@@ -132,7 +118,7 @@ def convert(
     >>> convert("FacebookAI/roberta-base", to="sinkhorn", max_length=4096).save_pretrained("roberta-4096")
     ```
     """
-    check_choice("to", to, FAMILIES)
+    check_choice("to", to, list(FAMILIES))
     check_choice("positions", positions, list(POSITIONS))
     read = read_source(source, to, own_fields, revision, trust_remote_code)
     model, tokenizer, weights = read.model, read.tokenizer, read.weights
@@ -351,7 +337,7 @@ def copy_weights(weights: Weights, model: PreTrainedModel) -> tuple[dict[str, st
         if added > 1 and name.endswith("attention.output.weight"):
             # what is added up is no larger than the source's
             origin, tensor = f"{origin}, divided by {added}", tensor / added
-        for shared, own in OWN_MODULES.get(model.config.model_type, {}).items():
+        for shared, own in FAMILIES[model.config.model_type].own_modules.items():
             name = name.replace(f".{shared}.", f".{own}.")
         name = name if name in tensors else prefix + name
         if name not in tensors:
@@ -372,6 +358,7 @@ def start_new_weights(model: PreTrainedModel, copied: Mapping[str, str]) -> dict
     """Let what the source has not start such that what it knew is kept: the names of these tensors, and how."""
     config = model.config
     members = getattr(config, "synthesizers", [])
+    zero_at_start = FAMILIES[config.model_type].zero_at_start(config)
     new = {}
     for name, tensor in named_tensors(model):
         if name in copied:
@@ -382,7 +369,7 @@ def start_new_weights(model: PreTrainedModel, copied: Mapping[str, str]) -> dict
             tensor.zero_()
             tensor[:, members.index("dot_product")] = math.log(odds)
             new[name] = f"{DOT_PRODUCT_WEIGHT} on dot_product"
-        elif name.endswith(ZERO_AT_START) and "dot_product" in members:
+        elif name.endswith(zero_at_start):
             tensor.zero_()
             new[name] = "zero: no logits yet"
         elif name == "classifier.dense.weight" and "classifier.out_proj.weight" in copied:

@@ -10,19 +10,19 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from variants import padding, random_ids, tiny_config, tiny_sinkhorn_config
+from variants import TINY, padding, random_ids, tiny_config, tiny_sinkhorn_config
 
 import synkhorn
 from synkhorn.configuration.configuration_backbone import AUTO_CLASSES
-
-FAMILIES = ("synthesizer", "sinkhorn")
 
 
 def family_config(family: str, **fields):
     """A configuration that has as many kinds of weights as it can."""
     if family == "sinkhorn":
         return tiny_sinkhorn_config(sort_net="mlp", causal_balancing="sinkhorn", mix_dot_product=True, **fields)
-    return tiny_config(["dot_product", "factorized_random", "fixed_random"], **fields)
+    if family == "synthesizer":
+        return tiny_config(["dot_product", "factorized_random", "fixed_random"], **fields)
+    return transformers.AutoConfig.for_model(family, **TINY | fields)
 
 
 def write_checkpoints(folder: Path, family: str) -> None:
@@ -62,6 +62,6 @@ def check_checkpoints(folder: Path, family: str) -> None:
 
 if __name__ == "__main__":
     act = {"write": write_checkpoints, "check": check_checkpoints}[sys.argv[1]]
-    for family in FAMILIES:
+    for family in synkhorn.FAMILIES:
         act(Path(sys.argv[2]) / family, family)
     print(f"transformers {transformers.__version__}: {sys.argv[1]} {sys.argv[2]}")

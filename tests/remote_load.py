@@ -31,7 +31,7 @@ for folder in sorted(path for path in source.iterdir() if path.is_dir()):
     # any head's checkpoint loads into the base model and into another head
     base = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
     assert type(base).__name__ == type(config).__name__.removesuffix("Config") + "Model"
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     assert tokenizer.decode(tokenizer("Grüße, 世界").input_ids, skip_special_tokens=True) == "Grüße, 世界"
     model.save_pretrained(target / folder.name)
     tokenizer.save_pretrained(target / folder.name)

@@ -87,7 +87,14 @@ def write_data(folder: Path, task: str, train: int = 96, test: int = 24, maker=N
 
 def from_scratch(family: str, **fields) -> list[str]:
     """The arguments of a tiny model from scratch."""
-    return ["--family", family, "--model_config", json.dumps(SIZES | MODELS[family] | fields), "--vocab_size", "320"]
+    return [
+        "--family",
+        family,
+        "--model_config",
+        json.dumps(SIZES | MODELS.get(family, {}) | fields),
+        "--vocab_size",
+        "320",
+    ]
 
 
-TRAINING = ["--num_train_epochs", "6", "--learning_rate", "1e-2", "--disable_tqdm", "true"]
+TRAINING = ["--num_train_epochs", "6", "--learning_rate", "1e-2", "--disable_tqdm", "true", "--bf16", "false"]

@@ -10,9 +10,10 @@ from PIL import Image
 from tiny_runs import SIZES, WORDS
 from transformers import CONFIG_MAPPING
 
-from synkhorn.scripts import ablate, finetune
-from synkhorn.scripts.arguments import ModelArguments
-from synkhorn.scripts.models import own_fields
+from synkhorn import FAMILIES
+from synkhorn.scripts import ablate
+from synkhorn.scripts.training import ablation, finetuning
+from synkhorn.scripts.training.models import ModelArguments, own_fields
 
 
 @pytest.fixture
@@ -75,30 +76,30 @@ def test_a_grid_from_end_to_end(base, tmp_path, monkeypatch):
     with Image.open(output / "ablation.png") as picture:
         assert picture.size[0] > 800
     # nothing that is finished is trained again
-    monkeypatch.setattr(finetune, "FinetuneTrainer", None)
+    monkeypatch.setattr(finetuning, "FinetuneTrainer", None)
     assert ablate.main(command) == results
 
 
 def test_a_budget_of_minutes_becomes_steps(tmp_path, monkeypatch):
     clock = iter([0.0, 15.0, 100.0, 125.0])
-    monkeypatch.setattr(ablate.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(ablate, "run", lambda folder, *rest, seed: Path(folder).mkdir())
+    monkeypatch.setattr(ablation.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(ablation, "run", lambda folder, *rest, seed: Path(folder).mkdir())
     # 20 more steps took 10 seconds more
-    assert ablate.steps_in(3, {}, tmp_path / "calibration") == 360
+    assert ablation.steps_in(3, {}, tmp_path / "calibration") == 360
     assert not (tmp_path / "calibration").exists()
 
 
 def test_minutes_are_turned_into_steps_once(tmp_path, monkeypatch):
     measured = iter([7, 9, 11])
-    monkeypatch.setattr(ablate, "steps_in", lambda *_: next(measured))
-    asked = ablate.AblationArguments(minutes=2)
-    assert [ablate.budget(asked, {"seed": 1}, tmp_path) for _ in range(2)] == [7, 7]
-    assert ablate.budget(asked, {"seed": 2}, tmp_path) == 9
+    monkeypatch.setattr(ablation, "steps_in", lambda *_: next(measured))
+    asked = ablation.AblationArguments(minutes=2)
+    assert [ablation.budget(asked, {"seed": 1}, tmp_path) for _ in range(2)] == [7, 7]
+    assert ablation.budget(asked, {"seed": 2}, tmp_path) == 9
 
 
-@pytest.mark.parametrize("family", ["synthesizer", "sinkhorn"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_base_fits_both_families(family):
-    base, _ = ablate.grid_of(ablate.AblationArguments(grid=json.dumps({"base": {"family": family}})))
+    base, _ = ablation.grid_of(ablation.AblationArguments(grid=json.dumps({"base": {"family": family}})))
     arguments = ModelArguments(family=base["family"], model_config=json.dumps(base["model_config"]))
     assert own_fields(arguments, CONFIG_MAPPING[family]) == base["model_config"]
 
@@ -106,7 +107,7 @@ def test_the_base_fits_both_families(family):
 def test_the_reading_says_on_which_side_of_the_base_a_setting_lies():
     settings = {"up": [0.6, 0.9], "down": [0.4, 0.7], "both": [0.6, 0.7]}
     results = [{"factor": "f", "setting": name, "accuracy": values} for name, values in settings.items()]
-    text = ablate.reading([{"factor": "base", "setting": "", "accuracy": [0.5, 0.8]}, *results], "accuracy")
+    text = ablation.reading([{"factor": "base", "setting": "", "accuracy": [0.5, 0.8]}, *results], "accuracy")
     assert "all 2 seeds: above the base: f up; below the base: f down; on both sides of the base: f both." in text
     assert "in 50% of such tables" in text
 
@@ -116,7 +117,7 @@ def test_the_table_pairs_seeds():
         {"factor": "base", "setting": "", "accuracy": [0.5, 0.7], "training_loss": [1.0, 2.0]},
         {"factor": "clipping", "setting": "off", "accuracy": [0.6, 0.6], "training_loss": [1.0, 1.5]},
     ]
-    assert ablate.table(results, "accuracy")[2:] == [
+    assert ablation.table(results, "accuracy")[2:] == [
         "| base |  | 0.6000 ± 0.1414 |  | 1.5000 |",
         "| clipping | off | 0.6000 ± 0.0000 | +0.0000 (-0.1000 to +0.1000) | 1.2500 |",
     ]
@@ -127,7 +128,7 @@ def test_the_table_of_one_seed_has_no_spread():
         {"factor": "base", "setting": "", "accuracy": [0.5], "training_loss": [1.0]},
         {"factor": "clipping", "setting": "off", "accuracy": [0.6], "training_loss": [1.5]},
     ]
-    assert ablate.table(results, "accuracy")[2:] == [
+    assert ablation.table(results, "accuracy")[2:] == [
         "| base |  | 0.5000 |  | 1.0000 |",
         "| clipping | off | 0.6000 | +0.1000 | 1.5000 |",
     ]

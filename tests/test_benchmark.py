@@ -9,13 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from synkhorn.scripts import (
-    benchmark,
-    benchmark_report,
-    benchmark_worker,
-    report,
-)
-from synkhorn.scripts.benchmark_models import (
+from synkhorn.scripts import benchmark
+from synkhorn.scripts.measuring import benchmark_length, benchmark_report, benchmark_worker, report
+from synkhorn.scripts.measuring.benchmark_models import (
     BERT,
     FLOOR,
     GPT2,
@@ -28,7 +24,7 @@ from synkhorn.scripts.benchmark_models import (
     family,
     is_causal,
 )
-from synkhorn.scripts.benchmark_worker import BOTH, FORWARD, Failed, Settings, Steps, Worker
+from synkhorn.scripts.measuring.benchmark_worker import BOTH, FORWARD, Failed, Settings, Steps, Worker
 
 TINY = Sizes(length=128, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=32)
 ARGUMENTS = ["--lengths", "128", "--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"]
@@ -104,13 +100,15 @@ def test_models_are_of_a_family_and_compared_with_a_peer_of_their_kind():
         (["throughput", "--max_length", "100"], "--max_length 100 must be a multiple of 64"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message):
+def test_bad_arguments_are_named(arguments, message, tmp_path, monkeypatch):
+    # what is not refused writes its report where it is run
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         benchmark.main(arguments)
 
 
 def test_phases_are_measured_in_their_order():
-    assert benchmark.BenchmarkArguments(phases=[BOTH, FORWARD]).phases == [FORWARD, BOTH]
+    assert benchmark_length.BenchmarkArguments(phases=[BOTH, FORWARD]).phases == [FORWARD, BOTH]
 
 
 class Job:
@@ -210,7 +208,7 @@ class CannedWorker:
 
 @pytest.fixture
 def canned(monkeypatch):
-    monkeypatch.setattr(benchmark, "Worker", CannedWorker)
+    monkeypatch.setattr(benchmark_length, "Worker", CannedWorker)
     monkeypatch.setattr(CannedWorker, "asked", [])
     return CannedWorker
 
@@ -293,12 +291,12 @@ def test_what_is_too_large_is_not_tried_again(canned, tmp_path):
 
 
 def test_a_step_is_predicted_by_its_growth():
-    assert benchmark.predicted({}, 64) == 0
-    assert benchmark.predicted({16: 1.0}, 64) == 4
-    assert benchmark.predicted({16: 1.0, 32: 4.0}, 64) == pytest.approx(16)
+    assert benchmark_length.predicted({}, 64) == 0
+    assert benchmark_length.predicted({16: 1.0}, 64) == 4
+    assert benchmark_length.predicted({16: 1.0, 32: 4.0}, 64) == pytest.approx(16)
     # at least linear, at most quadratic
-    assert benchmark.predicted({16: 1.0, 32: 1.0}, 64) == 2
-    assert benchmark.predicted({16: 1.0, 32: 16.0}, 64) == pytest.approx(64)
+    assert benchmark_length.predicted({16: 1.0, 32: 1.0}, 64) == 2
+    assert benchmark_length.predicted({16: 1.0, 32: 16.0}, 64) == pytest.approx(64)
 
 
 def test_ratios_leave_out_the_first_round_where_there_are_others():
@@ -320,7 +318,7 @@ def test_a_failing_model_is_shown_among_the_others(tmp_path, monkeypatch):
 
 
 def test_a_peer_that_is_not_installed_says_so(monkeypatch):
-    monkeypatch.setattr("synkhorn.scripts.benchmark_models.find_spec", lambda name: None)
+    monkeypatch.setattr("synkhorn.scripts.measuring.benchmark_models.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="sinkhorn-transformer is not installed: pip install"):
         base_model("lucidrains", TINY)
 

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from synkhorn.scripts import benchmark, benchmark_decode, benchmark_profile, benchmark_throughput
-from synkhorn.scripts.benchmark_models import BERT, FLOOR, MODELS, Sizes, classifier
-from synkhorn.scripts.benchmark_worker import BOTH
+from synkhorn.scripts import benchmark
+from synkhorn.scripts.measuring import benchmark_decode, benchmark_profile, benchmark_throughput
+from synkhorn.scripts.measuring.benchmark_models import BERT, FLOOR, MODELS, Sizes, classifier
+from synkhorn.scripts.measuring.benchmark_worker import BOTH
 
 SIZES = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"]
 TINY = Sizes(length=128, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=32)

@@ -1,11 +1,12 @@
 """The console command, and what every training script's command line has in common."""
 
+import ast
 import json
 import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
-from importlib.util import find_spec
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from transformers import TrainingArguments
 from synkhorn import cli
 from synkhorn.hub_export import source_path
 from synkhorn.scripts import causal_balancing
-from synkhorn.scripts.arguments import DataArguments, ModelArguments, as_command_line, parse, read_fields
+from synkhorn.scripts.common.arguments import as_command_line, parse, read_fields
+from synkhorn.scripts.data.text_data import DataArguments
+from synkhorn.scripts.training.models import ModelArguments
 
 ROOT = Path(__file__).parent.parent
 ALL = (ModelArguments, DataArguments, TrainingArguments)
@@ -32,10 +35,34 @@ def test_help_lists_every_command_and_imports_none():
     assert re.findall(r"^  (\w+) +\S", printed, flags=re.MULTILINE) == list(cli.COMMANDS)
 
 
-def test_every_script_is_a_command():
-    scripts = {path.stem for path in (ROOT / "scripts").glob("*.py") if "\nif __name__ ==" in path.read_text()}
-    assert scripts == set(cli.COMMANDS)
-    assert all(find_spec(f"synkhorn.scripts.{command}") for command in cli.COMMANDS)
+def test_at_the_top_of_the_scripts_there_are_the_commands_and_nothing_else():
+    assert {path.stem for path in (ROOT / "scripts").glob("*.py")} == {"__init__", *cli.COMMANDS}
+    assert all("\nif __name__ ==" in source_path(f"synkhorn.scripts.{name}").read_text() for name in cli.COMMANDS)
+
+
+# each may import those to its left, and the commands all of them, but no other command
+FOLDERS = ("common", "data", "measuring", "tasks", "training")
+
+
+def imported_by(path: Path) -> set[str]:
+    """The modules below `synkhorn.scripts`, and what else of it, that a file imports, without that prefix."""
+    package = ".".join(("synkhorn", *path.relative_to(ROOT).parts[:-1]))
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            source = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
+            found |= {f"{source}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name.removeprefix("synkhorn.scripts.") for name in found if name.startswith("synkhorn.scripts.")}
+
+
+def test_imports_of_the_scripts_go_one_way():
+    assert {path.name for path in (ROOT / "scripts").iterdir() if (path / "__init__.py").exists()} == set(FOLDERS)
+    for path in (ROOT / "scripts").rglob("*.py"):
+        folder = path.relative_to(ROOT / "scripts").parts[0]
+        may = FOLDERS[: FOLDERS.index(folder) + 1] if folder in FOLDERS else FOLDERS
+        assert {name.split(".")[0] for name in imported_by(path)} <= set(may), path
 
 
 def test_every_command_takes_its_arguments_as_a_list():

@@ -10,7 +10,7 @@ from variants import padding
 
 from synkhorn import convert
 from synkhorn.conversion import resized_table
-from synkhorn.scripts.reviews import load_reviews
+from synkhorn.scripts.data.reviews import load_reviews
 from synkhorn.source_architectures import SOURCES
 
 POSITIONS = 24

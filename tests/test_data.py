@@ -6,11 +6,10 @@ import pytest
 from datasets import ClassLabel
 from task_data import write_jsonl
 
-from synkhorn.scripts import reviews
-from synkhorn.scripts.arguments import DataArguments
-from synkhorn.scripts.reviews import load_reviews
+from synkhorn.scripts.data import reviews
+from synkhorn.scripts.data.reviews import load_reviews
+from synkhorn.scripts.data.text_data import DataArguments, load_splits
 from synkhorn.scripts.tasks.task import label_ids, label_names
-from synkhorn.scripts.text_data import load_splits
 
 COLUMNS = ["text", "label"]
 ROWS = {

@@ -10,7 +10,7 @@ from task_data import EXTRA, SIZES, from_scratch, write_data, write_jsonl
 
 import synkhorn
 from synkhorn.scripts import evaluate, finetune
-from synkhorn.scripts.tasks import TASKS
+from synkhorn.scripts.tasks import TASKS, evaluation
 
 TEXTS = [
     {"text": "A short one."},
@@ -124,7 +124,7 @@ def test_errors_say_what_to_do(causal_models, tmp_path, monkeypatch):
     assert "leave --streaming out" in error_of([*call, "--streaming"])
     assert "needs validation" in error_of([*call, "--split", "validation"])
     assert "is for causal language models" in error_of(["classification", *source, "--lm_eval", "lambada"])
-    monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
+    monkeypatch.setattr(evaluation, "find_spec", lambda name: None)
     assert "pip install lm_eval" in error_of([*call, "--lm_eval", "lambada"])
 
 

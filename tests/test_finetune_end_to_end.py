@@ -17,6 +17,7 @@ from transformers import AutoConfig, pipeline
 from synkhorn import byte_tokenizer
 from synkhorn.scripts import evaluate, finetune
 from synkhorn.scripts.tasks import TASKS
+from synkhorn.scripts.tasks.trainer import FinetuneTrainer
 
 # loads a checkpoint in a process without synkhorn, and PEFT, and prints the sum of its weights
 LOAD = """
@@ -190,7 +191,7 @@ def test_grouping_by_length_groups_and_predictions_keep_their_rows(tmp_path):
     name = "classification"
     common = [*write_data(tmp_path, name), *from_scratch("synthesizer"), *TRAINING]
     seen = []
-    sampler = finetune.FinetuneTrainer._get_train_sampler
+    sampler = FinetuneTrainer._get_train_sampler
 
     def watched(trainer, train_dataset=None):
         found = sampler(trainer, train_dataset)
@@ -202,7 +203,7 @@ def test_grouping_by_length_groups_and_predictions_keep_their_rows(tmp_path):
     for strategy in ("random", "group_by_length"):
         output = tmp_path / strategy
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(finetune.FinetuneTrainer, "_get_train_sampler", watched)
+            patch.setattr(FinetuneTrainer, "_get_train_sampler", watched)
             results = finetune.main([name, *common, "--output_dir", str(output), "--train_sampling_strategy", strategy])
         assert results["accuracy"] > 0.9
         rows, data = rows_of(output / "predictions.jsonl"), rows_of(tmp_path / "test.jsonl")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from synkhorn.scripts.metrics import (
+from synkhorn.scripts.measuring.metrics import (
     answer_f1,
     classification_scores,
     confidence_intervals,

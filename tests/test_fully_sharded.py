@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from synkhorn import FAMILIES
 
-@pytest.mark.parametrize("family", ["synthesizer", "sinkhorn"])
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fully_sharded_models_train_as_whole_ones(family):
     # by accelerate's own function: on CPUs a Trainer falls back to plain data parallelism
     script = Path(__file__).parent / "fully_sharded.py"

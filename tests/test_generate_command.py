@@ -10,13 +10,14 @@ from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 from variants import randomize, tiny_config, tiny_sinkhorn_config
 
 import synkhorn
+from synkhorn import FAMILIES
 from synkhorn.scripts import generate
-from synkhorn.scripts.generation_options import GenerationArguments, given_options
+from synkhorn.scripts.common.generation_options import GenerationArguments, given_options
 
 PROMPTS = ["One", "Another", "b"]
 
 
-@pytest.fixture(params=["synthesizer", "sinkhorn"])
+@pytest.fixture(params=list(FAMILIES))
 def checkpoint(request, tmp_path) -> Path:
     folder = tmp_path / "model"
     tokenizer = synkhorn.byte_tokenizer(model_max_length=32, is_causal=True)

@@ -12,6 +12,7 @@ from transformers import TextIteratorStreamer, pipeline
 from variants import randomize, tiny_config, tiny_sinkhorn_config
 
 import synkhorn
+from synkhorn import FAMILIES
 
 PROMPTS = ["One", "Another", "b"]
 # run in a new process, where an import of the package fails
@@ -27,7 +28,7 @@ for batch_size in (1, 3):
 """
 
 
-@pytest.fixture(params=["synthesizer", "sinkhorn"])
+@pytest.fixture(params=list(FAMILIES))
 def checkpoint(request, tmp_path) -> Path:
     folder = tmp_path / "model"
     tokenizer = synkhorn.byte_tokenizer(model_max_length=32, is_causal=True)

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertModel
 from variants import randomize, tiny_config, tiny_sinkhorn_config
 
 import synkhorn
-from synkhorn.scripts.checkpoints import load_whole
+from synkhorn.scripts.common.checkpoints import load_whole
 
 CONFIGS = {"Synthesizer": tiny_config(["random", "dot_product"]), "Sinkhorn": tiny_sinkhorn_config()}
 KEY = "model.layers.1.attention.value.weight"

@@ -15,6 +15,7 @@ from loopback_hub import loopback_hub
 from variants import randomize, tiny_config
 
 import synkhorn
+from synkhorn import FAMILIES
 from synkhorn.configuration.configuration_backbone import AUTO_CLASSES
 from synkhorn.hub_export import export_code
 
@@ -29,7 +30,7 @@ SHARED_CODE = {
 }
 CODE = {
     family: SHARED_CODE | {f"configuration_{family}.py", f"modeling_{family}.py", f"{family}_attention.py"}
-    for family in ("synthesizer", "sinkhorn")
+    for family in FAMILIES
 }
 CODE["synthesizer"] |= {"synthesizer_logits.py", "tiled_attention.py"}
 CODE["sinkhorn"] |= {"block_attention.py", "block_sort.py", "sinkhorn_cache.py"}

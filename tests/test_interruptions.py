@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import finished, losses, pretraining, same_weights, start, write_texts
 
-from synkhorn.scripts.runs import is_complete
+from synkhorn.scripts.training.runs import is_complete
 
 ARGUMENTS = {"max_steps": 150, "save_steps": 3, "eval_steps": 50, "logging_steps": 1}
 

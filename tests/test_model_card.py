@@ -12,17 +12,16 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from variants import tiny_sinkhorn_config
 
 import synkhorn
-from synkhorn.scripts.arguments import DataArguments
-from synkhorn.scripts.model_card import (
+from synkhorn.scripts.data.text_data import DataArguments, described
+from synkhorn.scripts.tasks.task import pipeline_use
+from synkhorn.scripts.training.model_card import (
     CardTexts,
     ModelCardCallback,
     command_line,
     draw_curves,
     hyperparameters_of,
-    pipeline_use,
     write_model_card,
 )
-from synkhorn.scripts.text_data import described
 
 TEXTS = CardTexts(
     pipeline_tag="text-classification",

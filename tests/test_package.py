@@ -12,8 +12,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import synkhorn
+from synkhorn import cli
 from synkhorn.scripts import quickstart
-from synkhorn.scripts.reviews import LABELS, load_reviews
+from synkhorn.scripts.data.reviews import LABELS, load_reviews
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,8 +54,14 @@ def test_a_wheel_holds_the_whole_package(tmp_path):
     assert (site / "synkhorn" / "py.typed").exists()
     assert (site / "synkhorn" / "model_cards" / "template.md").exists()
     assert not [path.name for path in site.iterdir() if not path.name.startswith("synkhorn")]
+    for name in ("configuration", "modeling", "scripts", "tokenization"):
+        sources = {str(path.relative_to(ROOT)) for path in (ROOT / name).rglob("*.py")}
+        assert sources == {
+            str(path.relative_to(site / "synkhorn")) for path in (site / "synkhorn" / name).rglob("*.py")
+        }
+    imports = "".join(f"import synkhorn.scripts.{command}; " for command in cli.COMMANDS)
     code = (
-        "import synkhorn; from synkhorn.modeling import modeling_synthesizer as m; "
+        f"{imports}import synkhorn; from synkhorn.modeling import modeling_synthesizer as m; "
         "synkhorn.SynthesizerConfig().save_pretrained('saved'); print(synkhorn.__file__, m.__file__)"
     )
     printed = run(code, PYTHONPATH=str(site)).stdout.split()
@@ -85,7 +92,7 @@ def test_an_interrupted_quickstart_goes_on_only_with_the_same_arguments(tmp_path
     assert not (folder / "checkpoint-7").exists()
 
 
-@pytest.mark.parametrize("family", quickstart.FAMILIES)
+@pytest.mark.parametrize("family", synkhorn.FAMILIES)
 def test_quickstart_end_to_end(family, tmp_path, capfd):
     arguments = ["--family", family, "--max_train_samples", "64", "--max_test_samples", "40", "--num_train_epochs", "1"]
     metrics = quickstart.main([*arguments, "--output_dir", str(tmp_path / "model")])

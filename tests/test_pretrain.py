@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 
 import synkhorn
 from synkhorn.scripts import pretrain
-from synkhorn.scripts.language_modeling import (
+from synkhorn.scripts.measuring.metrics import nats_and_counts
+from synkhorn.scripts.training.language_modeling import (
     as_rows,
     end_of_document,
     is_byte_tokenizer,
     measures,
-    nats_and_counts,
     text_rows,
 )
 

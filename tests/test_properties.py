@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from strategies import VOCABULARY, configs, implementations, mask_of, optional, padded_rows, seeds
 from variants import randomize
 
-from synkhorn import SinkhornModel, SynthesizerModel
+from synkhorn import FAMILIES
 from synkhorn.configuration.configuration_backbone import BackboneConfig
 from synkhorn.modeling.softmax_attention import split_heads
 
-MODELS = {"sinkhorn": SinkhornModel, "synthesizer": SynthesizerModel}
+MODELS = {name: family.model_class("Model") for name, family in FAMILIES.items()}
 HALVES = [torch.bfloat16, torch.float16]
 
 

@@ -10,9 +10,9 @@ from strategies import VOCABULARY, configs, implementations, mask_of, optional, 
 from transformers import DynamicCache, StaticCache
 from variants import randomize
 
-from synkhorn import SinkhornForCausalLM, SynthesizerForCausalLM
+from synkhorn import FAMILIES
 
-MODELS = {"sinkhorn": SinkhornForCausalLM, "synthesizer": SynthesizerForCausalLM}
+MODELS = {name: family.model_class("ForCausalLM") for name, family in FAMILIES.items()}
 # what is done to a cache, and an amount or a choice
 STEPS = st.tuples(st.sampled_from(["add", "add", "add", "crop", "copy", "choose", "reset"]), st.integers(0, 2**10))
 

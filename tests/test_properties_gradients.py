@@ -9,7 +9,7 @@ from strategies import configs, implementations, mask_of, optional, padded_rows,
 from torch.func import functional_call
 from variants import randomize
 
-from synkhorn import SinkhornModel, SynthesizerModel, causal_sinkhorn, sinkhorn
+from synkhorn import FAMILIES, causal_sinkhorn, sinkhorn
 from synkhorn.configuration.configuration_sinkhorn import BLOCK_POOLINGS, COMBINES
 from synkhorn.modeling.rows import Rows
 from synkhorn.modeling.sinkhorn_attention import Options, literal_sinkhorn_attention, sinkhorn_attention
@@ -17,7 +17,7 @@ from synkhorn.modeling.sinkhorn_sort import Blocks, causal_sums, pool_blocks
 from synkhorn.modeling.synthesizer_kernels import tiled_attention, written_attention
 from synkhorn.modeling.synthesizer_logits import Logits
 
-MODELS = {"sinkhorn": SinkhornModel, "synthesizer": SynthesizerModel}
+MODELS = {name: family.model_class("Model") for name, family in FAMILIES.items()}
 LONGEST = 7
 rows_of_texts = padded_rows(LONGEST, most=3).map(mask_of).map(Rows.padded)
 widths = st.integers(1, 3)

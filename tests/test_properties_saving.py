@@ -13,11 +13,11 @@ from strategies import VOCABULARY, configs, seeds
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from variants import randomize
 
-from synkhorn import SinkhornModel, SynthesizerModel
+from synkhorn import FAMILIES
 from synkhorn.configuration.configuration_backbone import BackboneConfig
 from synkhorn.hub_export import export_code
 
-MODELS = {"sinkhorn": SinkhornModel, "synthesizer": SynthesizerModel}
+MODELS = {name: family.model_class("Model") for name, family in FAMILIES.items()}
 
 
 @pytest.fixture(scope="module")

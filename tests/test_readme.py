@@ -9,7 +9,7 @@ import pytest
 from recipes import blocks, recipes
 
 from synkhorn import cli
-from synkhorn.scripts.arguments import parse
+from synkhorn.scripts.common.arguments import parse
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = [

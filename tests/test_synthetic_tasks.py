@@ -7,13 +7,14 @@ import torch
 from PIL import Image
 
 from synkhorn.scripts import causal_balancing, train_synthetic
-from synkhorn.scripts.synthetic_tasks import (
+from synkhorn.scripts.data.synthetic_tasks import (
     IGNORED,
     chance_of_copy,
     chance_of_sort,
     copy_across_blocks,
     sort_sequence,
 )
+from synkhorn.scripts.training import synthetic
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -82,7 +83,7 @@ def test_training_writes_its_figures(task, sizes, models, tmp_path):
 
 
 def test_accuracy_counts_the_answer_one_position_before_a_causal_label():
-    task = train_synthetic.task_of(train_synthetic.parser().parse_args(["copy"]))
+    task = synthetic.task_of(train_synthetic.parser().parse_args(["copy"]))
 
     class Knows(torch.nn.Module):
         """Answers each token of the copied blocks right, one position before it."""
@@ -92,7 +93,7 @@ def test_accuracy_counts_the_answer_one_position_before_a_causal_label():
             return type("Output", (), {"logits": torch.nn.functional.one_hot(answers, 32)})
 
     arguments = train_synthetic.parser().parse_args(["copy", "--eval_size", "6", "--batch_size", "4"])
-    assert train_synthetic.evaluate(Knows(), task, arguments) == {"accuracy": 1.0, "exact match": 1.0}
+    assert synthetic.evaluate(Knows(), task, arguments) == {"accuracy": 1.0, "exact match": 1.0}
 
 
 def test_balancing_moves_a_causal_sort_to_the_previous_block(tmp_path):

@@ -19,6 +19,7 @@ from synkhorn import (
     token_fields,
 )
 from synkhorn.scripts import visualize
+from synkhorn.scripts.measuring import pictures
 
 TEXT = "$10 or <so>"
 SIZES = {
@@ -101,7 +102,7 @@ def test_members_of_a_mixture_make_up_its_weights(save):
             layer.attention.mixture.copy_(torch.tensor([[0.0, 60.0], [60.0, 0.0]]))
     ids, note = visualize.encode(TEXT, model, tokenizer, arguments.max_tokens)
     assert ids.shape == (1, 9) and note.endswith("first 9: --max_tokens.")
-    picture = visualize.attention_picture(model, ids, tokenizer)
+    picture = pictures.attention_picture(model, ids, tokenizer)
     names = [(row.layer, row.name) for row in picture.rows]
     assert names == [(layer, name) for layer in (0, 1) for name in ("mixture", "dot_product", "dense")]
     mixture, dot_product, dense = (row.matrices for row in picture.rows[:3])
@@ -115,7 +116,7 @@ def test_a_causal_model_attends_to_the_past_alone_and_a_plain_sum_has_no_shares(
     fields = {"synthesizers": ["random", "dot_product"], "mixture_weighting": "sum"}
     folder = save(SynthesizerForCausalLM, SynthesizerConfig, **fields)
     model, tokenizer = visualize.load(visualize.parser().parse_args([folder, "--text", TEXT]))
-    picture = visualize.attention_picture(model, visualize.encode(TEXT, model, tokenizer, 24)[0], tokenizer)
+    picture = pictures.attention_picture(model, visualize.encode(TEXT, model, tokenizer, 24)[0], tokenizer)
     assert len(picture.rows) == 6
     for row in picture.rows:
         assert not row.matrices.triu(1).any() and row.titles == ["head 0", "head 1"]
@@ -133,15 +134,15 @@ def test_sort_matrices_have_the_text_of_their_blocks(save):
     folder = save(SinkhornForCausalLM, SinkhornConfig, block_size=5)
     model, tokenizer = visualize.load(visualize.parser().parse_args([folder, "--text", TEXT]))
     ids, _ = visualize.encode("A dull film", model, tokenizer, 24)
-    picture = visualize.sort_picture(model, ids, tokenizer)
+    picture = pictures.sort_picture(model, ids, tokenizer)
     assert picture.labels == ["0: <s>A du", "1: ll fi", "2: lm"]
     assert all(row.matrices.shape == (2, 3, 3) for row in picture.rows)
 
 
 def test_long_labels_keep_both_ends_and_start_no_formula():
-    assert visualize.shortened("one\n two") == "one two"
-    assert visualize.shortened("a sentence of several words") == "a sente…l words"
-    assert visualize.shortened("$5 or $6") == r"\$5 or \$6"
+    assert pictures.shortened("one\n two") == "one two"
+    assert pictures.shortened("a sentence of several words") == "a sente…l words"
+    assert pictures.shortened("$5 or $6") == r"\$5 or \$6"
 
 
 def test_wrong_arguments_are_named(save, tmp_path):

@@ -3,8 +3,12 @@
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import torch
@@ -39,14 +43,21 @@ def pretraining(texts: Path, output_dir: Path, family: str = "sinkhorn", config:
         "per_device_train_batch_size": 8,
         "output_dir": output_dir,
         "disable_tqdm": "true",
+        # the same on every machine
+        "bf16": "false",
     } | arguments
     return [part for name, value in values.items() for part in (f"--{name}", str(value)) if part != "True"]
 
 
 def start(*command: str) -> subprocess.Popen:
     """`python -m COMMAND` in a process of its own, on one thread."""
+    return start_python("-m", *command)
+
+
+def start_python(*arguments: str) -> subprocess.Popen:
+    """`python ARGUMENTS` in a process of its own, on one thread."""
     return subprocess.Popen(
-        [sys.executable, "-m", *command],
+        [sys.executable, *arguments],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -59,6 +70,32 @@ def finished(process: subprocess.Popen) -> str:
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     return printed
+
+
+def completion(server: list[str], checkpoint: Path) -> dict:
+    """What the server that `python SERVER CHECKPOINT` starts makes of `Once`."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    process = start_python(*server, str(checkpoint), "--port", str(port))
+    asked = {"model": str(checkpoint), "prompt": "Once", "max_tokens": 8}
+    request = urllib.request.Request(
+        f"http://localhost:{port}/v1/completions", json.dumps(asked).encode(), {"content-type": "application/json"}
+    )
+    try:
+        while True:
+            assert process.poll() is None, process.communicate()[0]
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return json.load(answer)
+            except urllib.error.URLError as error:
+                # not yet listening
+                if not isinstance(error.reason, ConnectionRefusedError):
+                    raise
+                time.sleep(0.2)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def same_weights(first: Path, second: Path) -> bool:

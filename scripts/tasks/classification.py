@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset, List
 from transformers import AutoModelForSequenceClassification
 
-from ..metrics import Scores, classification_scores, multi_label_scores, regression_scores
+from ..measuring.metrics import Scores, classification_scores, multi_label_scores, regression_scores
 from .task import FinetuneTask, Row, label_fields, label_ids, label_names, likeliest
 
 # as in a configuration's `problem_type`

@@ -8,8 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, DataCollatorForTokenClassification
 
-from ..language_modeling import nats_and_counts
-from ..metrics import Scores
+from ..measuring.metrics import Scores, nats_and_counts
 from .task import Row, Task
 from .windows import window_stride
 

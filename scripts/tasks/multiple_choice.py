@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoice
 
-from ..metrics import Scores, classification_scores
+from ..measuring.metrics import Scores, classification_scores
 from .task import FinetuneTask, Row, auto_use, likeliest
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import AutoModelForQuestionAnswering
 
-from ..metrics import Scores, span_scores
+from ..measuring.metrics import Scores, span_scores
 from .task import FinetuneTask, Row, auto_use
 from .windows import best_spans, window_stride
 

@@ -8,8 +8,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from ..metrics import Scores
-from ..model_card import pipeline_use
+from ..measuring.metrics import Scores
 
 Row = dict[str, Any]
 
@@ -168,6 +167,14 @@ def likeliest(logits: np.ndarray) -> tuple[int, float]:
     weights = np.exp(logits - logits.max())
     best = int(logits.argmax())
     return best, float(weights[best] / weights.sum())
+
+
+def pipeline_use(pipeline_tag: str, model_name: str, call: str) -> str:
+    """Three lines that use a model through a pipeline; `call` is what its parentheses hold."""
+    return (
+        "from transformers import pipeline\n\n# model: this folder, or its name on the Hub\n"
+        f'model = pipeline("{pipeline_tag}", model="{model_name}", trust_remote_code=True)\nmodel({call})'
+    )
 
 
 def auto_use(auto_class: type, model_name: str, call: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset, List
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
-from ..metrics import Scores, entity_scores
+from ..measuring.metrics import Scores, entity_scores
 from .task import FinetuneTask, Row, label_fields, label_ids, label_names
 from .windows import window_stride
 

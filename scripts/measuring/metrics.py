@@ -1,4 +1,4 @@
-"""Metrics of the fine-tuning tasks, computed here: none is downloaded."""
+"""Metrics of the tasks, computed here: none is downloaded."""
 
 import re
 import string
@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from seqeval import metrics as seqeval
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, r2_score, root_mean_squared_error
 from sklearn.preprocessing import MultiLabelBinarizer
+from torch.nn.functional import cross_entropy
 
 Scores = dict[str, float]
+IGNORED = -100
 
 
 def classification_scores(predictions: Sequence, references: Sequence) -> Scores:
@@ -105,6 +108,21 @@ def span_scores(predictions: Sequence[str], references: Sequence[Sequence[str]])
     ]
     overlap = [max(answer_f1(prediction, answer) for answer in answers) for prediction, answers in pairs]
     return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(overlap))}
+
+
+def nats_and_counts(
+    logits: torch.Tensor, labels: torch.Tensor, is_causal: bool, special_ids: tuple[int, ...]
+) -> torch.Tensor:
+    """
+    Logits (B, L, V) and labels (B, L) -> (B, 3), of each row: the sum of -ln p over its predicted tokens, how many
+    these are, and how many of them are not special.
+    """
+    if is_causal:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    nats = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    predicted = labels != IGNORED
+    ordinary = predicted & ~torch.isin(labels, labels.new_tensor(special_ids))
+    return torch.stack((nats.view_as(labels).sum(-1), predicted.sum(-1), ordinary.sum(-1)), dim=-1)
 
 
 def confidence_intervals(

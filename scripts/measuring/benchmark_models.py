@@ -14,23 +14,19 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from ..configuration.configuration_backbone import BackboneConfig
-from ..configuration.configuration_synthesizer import SynthesizerConfig
-from ..modeling.modeling_backbone import BackboneLayer, BackboneModel
-from ..modeling.modeling_heads import BackboneForSequenceClassification
+from ...configuration.configuration_backbone import BackboneConfig
+from ...configuration.configuration_synthesizer import SYNTHESIZERS, SynthesizerConfig
+from ...families import FAMILIES
+from ...modeling.modeling_backbone import BackboneLayer, BackboneModel
+from ...modeling.modeling_heads import BackboneForSequenceClassification
+from ...modeling.rows import Rows
 
 FLOOR, BERT, GPT2 = "floor", "bert", "gpt2"
 CAUSAL = "_causal"
-SINKHORN: dict[str, dict] = {
-    "sinkhorn": {},
-    "sinkhorn_block128": {"block_size": 128},
-    "sinkhorn_sum": {"combine": "sum"},
-    "sinkhorn_logits": {"combine": "logits"},
-    "sinkhorn_sortcut": {"sortcut_blocks": 2},
-    "sinkhorn_local": {"sort_net": "none"},
+# entry -> the family and its own fields
+ENTRIES = {
+    entry: (family.name, dict(fields)) for family in FAMILIES.values() for entry, fields in family.benchmark.items()
 }
-SYNTHESIZERS = ["dot_product", "dense", "random", "fixed_random", "factorized_random", "factorized_dense"]
-MIXTURES = ["dense+dot_product", "factorized_random+dense", "random+dot_product", "factorized_dense+dot_product"]
 # of the package sinkhorn-transformer
 LUCIDRAINS: dict[str, dict] = {"lucidrains": {}, "lucidrains_sortcut": {"n_sortcut": 2}}
 OTHER_PACKAGE = "sinkhorn_transformer"
@@ -96,8 +92,8 @@ class IdentityAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, None]:
-        """(B, L, d) -> (B, L, d) and no weights."""
+    def forward(self, hidden_states: torch.Tensor, rows: Rows, **kwargs) -> tuple[torch.Tensor, None]:
+        """(1, T, d) -> (1, T, d) and no weights."""
         queries, keys, values = (projection(hidden_states) for projection in (self.query, self.key, self.value))
         return self.output(PassValues.apply(queries, keys, values)), None
 
@@ -190,18 +186,24 @@ def peers(sizes: Sizes) -> dict[str, dict[str, Any]]:
 PEERS = [*peers(SizeArguments().sizes(64)), *LUCIDRAINS, "lucidrains" + CAUSAL]
 # in the order of the tables
 MODELS = [
-    FLOOR, *SINKHORN, *SYNTHESIZERS, *MIXTURES,
-    *(name + CAUSAL for name in ("sinkhorn", "sinkhorn_local", "dot_product", "dense", "factorized_random")), *PEERS,
-]  # fmt: skip
+    FLOOR,
+    *ENTRIES,
+    *(entry + CAUSAL for family in FAMILIES.values() for entry in family.causal_benchmark),
+    *PEERS,
+]
+
+
+def entry_of(name: str) -> tuple[str, dict[str, Any]]:
+    """The family of one of our models, and its own fields; members of a Synthesizer may be joined by +."""
+    variant = name.removesuffix(CAUSAL)
+    return ENTRIES.get(variant, ("synthesizer", {"synthesizers": variant.split("+")}))
 
 
 def family(name: str) -> str:
-    """`floor`, `sinkhorn`, `synthesizer` or `peer`."""
+    """`floor`, `peer`, or the family."""
     if name == FLOOR:
         return FLOOR
-    if name in PEERS:
-        return "peer"
-    return "sinkhorn" if name.removesuffix(CAUSAL) in SINKHORN else "synthesizer"
+    return "peer" if name in PEERS else entry_of(name)[0]
 
 
 def is_causal(name: str) -> bool:
@@ -216,11 +218,8 @@ def configuration(name: str, sizes: Sizes, **fields: Any) -> tuple[Any, dict[str
         implementation = {key: own.pop(key) for key in ("attn_implementation",) if key in own}
         return AutoConfig.for_model(own.pop("model_type"), **sizes.fields | own | fields), implementation
     own = {"hidden_dropout": 0.0, "is_causal": name.endswith(CAUSAL), "use_cache": False} | fields
-    variant = name.removesuffix(CAUSAL)
-    if family(name) == "sinkhorn":
-        return AutoConfig.for_model("sinkhorn", **sizes.fields | {"block_size": 64} | SINKHORN[variant] | own), {}
-    members = ["dot_product"] if name == FLOOR else variant.split("+")
-    return AutoConfig.for_model("synthesizer", synthesizers=members, **sizes.fields | own), {}
+    model_type, variant = entry_of("dot_product" if name == FLOOR else name)
+    return AutoConfig.for_model(model_type, **sizes.fields | variant | own), {}
 
 
 def base_model(name: str, sizes: Sizes) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
@@ -283,8 +282,8 @@ def weights(model: nn.Module) -> int:
 def check_models(names: Iterable[str]) -> None:
     """Raise a `ValueError` for a name that is no model, and no members of a Synthesizer joined by +."""
     for name in names:
-        members = name.removesuffix(CAUSAL).split("+")
-        if name not in MODELS and not set(members) <= set(SYNTHESIZERS) and members[0] not in SINKHORN:
+        variant = name.removesuffix(CAUSAL)
+        if name not in MODELS and variant not in ENTRIES and not set(variant.split("+")) <= set(SYNTHESIZERS):
             raise ValueError(
                 f"--models {name!r} is unknown: choose among {', '.join(MODELS)}, "
                 f"or join {', '.join(SYNTHESIZERS)} by +"

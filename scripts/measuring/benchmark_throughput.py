@@ -24,12 +24,12 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 import synkhorn
 
-from .arguments import parse
+from ..common.arguments import parse
+from ..data.reviews import load_reviews
 from .benchmark_models import FLOOR, MODELS, SizeArguments, Sizes, check_models, classifier
 from .benchmark_report import cell, peer_of, ratio
 from .benchmark_worker import Failed, Settings, Worker
 from .report import about_line, machine, write_report
-from .reviews import load_reviews
 
 # what blocks, windows and chunks of all models divide
 PAD_TO = 64

@@ -1,7 +1,7 @@
 """The model and the tokenizer that a training script's arguments ask for, from scratch or from a checkpoint."""
 
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from accelerate import PartialState
@@ -16,10 +16,46 @@ from transformers import (
 )
 
 import synkhorn
+from synkhorn import FAMILIES
 
-from .arguments import ModelArguments, read_fields
+from ..common.arguments import read_fields
+from ..common.precision import device_type, weights_dtype
 
 BYTES, TRAIN = "bytes", "train"
+
+
+@dataclass
+class ModelArguments:
+    """Which model: a checkpoint, or a family from scratch."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to start from: a folder, or a name on the Hub. Else from scratch."}
+    )
+    family: str = field(default="sinkhorn", metadata={"help": "Family of a model from scratch.", "choices": FAMILIES})
+    model_config: str | None = field(
+        default=None,
+        metadata={
+            "help": 'Fields of the configuration: a JSON object such as \'{"block_size": 32, "hidden_dropout": 0}\', '
+            "or a JSON or YAML file of one. Those of a checkpoint are overridden by it."
+        },
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "`bytes`; `train`, byte-pair encoding trained on the training texts; or a folder or name on the "
+            "Hub. The checkpoint's own if there is one, else `train`."
+        },
+    )
+    vocab_size: int = field(default=8192, metadata={"help": "Tokens of a tokenizer that is trained."})
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "`sdpa`, the fast form, or `eager`, the paper literally."}
+    )
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a checkpoint on the Hub."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that a checkpoint brings along: only where you trust its author."}
+    )
 
 
 def load_tokenizer(
@@ -110,6 +146,7 @@ def load_model(
         model, report = auto_class.from_pretrained(
             arguments.model_name_or_path,
             config=config,
+            dtype=weights_dtype(None, config, device_type(), remedy=""),
             # a head for other classes is new
             ignore_mismatched_sizes=True,
             output_loading_info=True,

@@ -1,20 +1,18 @@
-"""The command line of the training scripts: arguments of model and data, `--config`, and help that teaches."""
+"""The command line of the commands: dataclasses, `--config`, and help that teaches."""
 
 import json
 import sys
 from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from .reviews import PACKAGED
+from .precision import AUTO, BF16_HELP, choose_bf16, device_type, read_bf16
 
-FAMILIES = ["synthesizer", "sinkhorn"]
 # those of the Trainer's many arguments that `--help` explains
 EXPLAINED = {
     "output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
@@ -23,70 +21,6 @@ EXPLAINED = {
     "save_strategy", "save_steps", "save_total_limit", "logging_steps", "load_best_model_at_end",
     "metric_for_best_model", "report_to", "seed", "resume_from_checkpoint",
 }  # fmt: skip
-
-
-@dataclass
-class ModelArguments:
-    """Which model: a checkpoint, or a family from scratch."""
-
-    _argument_group_name = "model"
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Checkpoint to start from: a folder, or a name on the Hub. Else from scratch."}
-    )
-    family: str = field(default="sinkhorn", metadata={"help": "Family of a model from scratch.", "choices": FAMILIES})
-    model_config: str | None = field(
-        default=None,
-        metadata={
-            "help": 'Fields of the configuration: a JSON object such as \'{"block_size": 32, "hidden_dropout": 0}\', '
-            "or a JSON or YAML file of one. Those of a checkpoint are overridden by it."
-        },
-    )
-    tokenizer_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "`bytes`; `train`, byte-pair encoding trained on the training texts; or a folder or name on the "
-            "Hub. The checkpoint's own if there is one, else `train`."
-        },
-    )
-    vocab_size: int = field(default=8192, metadata={"help": "Tokens of a tokenizer that is trained."})
-    attn_implementation: str = field(
-        default="sdpa", metadata={"help": "`sdpa`, the fast form, or `eager`, the paper literally."}
-    )
-    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a checkpoint on the Hub."})
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that a checkpoint brings along: only where you trust its author."}
-    )
-
-
-@dataclass
-class DataArguments:
-    """Which data: a dataset of the Hub, local files, or the packaged reviews."""
-
-    _argument_group_name = "data"
-
-    dataset: str | None = field(
-        default=None,
-        metadata={"help": f"Name of a dataset on the Hub, or `{PACKAGED}`: the packaged IMDb reviews, offline."},
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
-    train_files: list[str] | None = field(
-        default=None,
-        metadata={"help": "Local files to train on, in place of a dataset: txt, json, jsonl, csv, parquet."},
-    )
-    validation_files: list[str] | None = field(
-        default=None, metadata={"help": "Local files to validate on. Else a part of the training data is held out."}
-    )
-    test_files: list[str] | None = field(default=None, metadata={"help": "Local files to test on."})
-    validation_size: int = field(
-        default=1000, metadata={"help": "Examples held out of the training data where there is no validation split."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many examples only."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many examples only."})
-    streaming: bool = field(
-        default=False, metadata={"help": "Read the data while training, without a copy on disk. Needs --max_steps."}
-    )
-    num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
 
 
 class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -142,7 +76,7 @@ def parse(
     Read a command line into dataclasses, with Transformers' `HfArgumentParser`.
 
     `--config file.yaml|json` gives values that the command line overrides. A Trainer's arguments run on the CPU where
-    there is no accelerator, and `--help` explains the most used of them.
+    there is no accelerator, and `--help` explains the most used of them. `bf16` is `auto` by default, see `precision`.
 
     Args:
         dataclasses: what is read, such as `(ModelArguments, DataArguments, TrainingArguments)`.
@@ -176,9 +110,11 @@ def parse(
         # of a switch that is on by default `--no_...` is there too
         if action.dest in trainer and (action.dest not in EXPLAINED or action.const is False):
             action.help = SUPPRESS
+        if action.dest == "bf16":
+            action.type, action.default, action.help = read_bf16, AUTO, BF16_HELP
     if trainer:
         parser.epilog = "All other arguments of transformers.TrainingArguments are taken as well."
-        defaults = {"use_cpu": not torch.accelerator.is_available()} | defaults
+        defaults = {"use_cpu": device_type() == "cpu"} | defaults
     parser.set_defaults(**defaults)
     reader = ArgumentParser(add_help=False, allow_abbrev=False)
     reader.add_argument("--config")
@@ -190,6 +126,9 @@ def parse(
             raise ValueError(f"--config {known.config} has {', '.join(unknown)}: no such arguments (see --help)")
         arguments = [*as_command_line(values), *arguments]
     namespace = vars(parser.parse_args(arguments))
+    if "bf16" in names:
+        device = device_type(namespace.get("use_cpu"))
+        namespace["bf16"] = choose_bf16(namespace["bf16"], device, namespace.get("fp16", False))
     return tuple(
         dataclass(**{name: namespace[name] for name, owner in names.items() if owner is dataclass})
         for dataclass in dataclasses

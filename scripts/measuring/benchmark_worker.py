@@ -11,14 +11,7 @@ import torch
 from transformers.utils import logging
 
 from .benchmark_models import Sizes, base_model, weights
-from .memory import (
-    available_bytes,
-    forget_peak,
-    give_back,
-    limit_memory,
-    resident_megabytes,
-    writable_bytes,
-)
+from .memory import available_bytes, forget_peak, give_back, limit_memory, resident_megabytes, writable_bytes
 
 FORWARD, BOTH = "forward", "forward+backward"
 PHASES = [FORWARD, BOTH]

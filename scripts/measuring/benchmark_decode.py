@@ -23,21 +23,27 @@ import torch
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from ..modeling.position_cache import NewTokens
+from ...configuration.configuration_synthesizer import SYNTHESIZERS
+from ...families import FAMILIES
+from ...modeling.rows import Rows
+from .benchmark_models import entry_of
 from .report import about_line, machine, write_report
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 PEERS = ["gpt2", "llama"]
-SYNTHETIC = ["dense", "random", "fixed_random", "factorized_random", "factorized_dense"]
+SYNTHETIC = [name for name in SYNTHESIZERS if name != "dot_product"]
 MODELS = ["sinkhorn", *SYNTHETIC, "dot_product", "dense+dot_product", *PEERS]
 
 
 def parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument(
-        "--models", nargs="+", default=MODELS, help="sinkhorn, a peer, or Synthesizer members joined by +"
+        "--models",
+        nargs="+",
+        default=MODELS,
+        help="entries of the benchmark, peers, Synthesizer members joined by +",
     )
     parser.add_argument("--lengths", nargs="+", type=int, default=[512, 2048, 8192, 32768], help="tokens in the cache")
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8])
@@ -69,10 +75,9 @@ def build(name: str, positions: int, arguments: Namespace) -> PreTrainedModel:
     elif name == "llama":
         # as many keys as queries, and as many weights in its gated feed-forward layer as in the others'
         config = AutoConfig.for_model("llama", **sizes | tokens | {"intermediate_size": 8 * arguments.hidden_size // 3})
-    elif name == "sinkhorn":
-        config = AutoConfig.for_model("sinkhorn", **sizes)
     else:
-        config = AutoConfig.for_model("synthesizer", synthesizers=name.split("+"), **sizes)
+        model_type, own = entry_of(name)
+        config = AutoConfig.for_model(model_type, **sizes, **own)
     return AutoModelForCausalLM.from_config(config).eval()
 
 
@@ -85,7 +90,7 @@ def matrix_bytes(name: str, positions: int, arguments: Namespace) -> int:
 def filled_cache(model: PreTrainedModel, length: int, batch_size: int) -> DynamicCache:
     """A cache that holds `length` tokens."""
     config = model.config
-    if config.model_type == "sinkhorn":
+    if config.model_type in FAMILIES and config.model_type != "synthesizer":
         ids = torch.randint(0, config.vocab_size, (batch_size, length))
         return model(ids, use_cache=True, logits_to_keep=1).past_key_values
     cache = DynamicCache(config=config)
@@ -93,10 +98,11 @@ def filled_cache(model: PreTrainedModel, length: int, batch_size: int) -> Dynami
         cache.layers = [model.cache_layers[0]() for _ in cache.layers]  # type: ignore[index]
     heads = config.num_attention_heads
     states = torch.randn(batch_size, heads, length, config.hidden_size // heads)
+    rows = Rows.whole((batch_size, length), states.device)
     for layer in range(config.num_hidden_layers):
         if config.model_type == "synthesizer":
             keys = states if "dot_product" in config.synthesizers else states[..., :0]
-            cache.update(keys.clone(), states.clone(), layer, NewTokens.all(states.transpose(1, 2)))
+            cache.update(keys.clone(), states.clone(), layer, rows)
         else:
             cache.update(states.clone(), states.clone(), layer)
     return cache

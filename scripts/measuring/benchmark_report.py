@@ -2,11 +2,13 @@
 
 import statistics
 from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 
+from ...families import FAMILIES
 from .benchmark_models import BERT, FLOOR, GPT2, family, is_causal
 
 matplotlib.use("Agg")
@@ -132,13 +134,15 @@ def slope(lengths: list[int], figures: list[float]) -> str:
     return f", slope {exponent:.2f}"
 
 
+MAPS = ((plt.cm.winter, 0.9), (plt.cm.autumn, 0.75), (plt.cm.summer, 0.75))
+
+
 def styles(models: Iterable[str]) -> dict[str, dict]:
     """Colour, line and marker of each model: ours in the family's colours, peers grey and dashed, the floor black."""
     models = list(models)
-    maps = {"sinkhorn": plt.cm.winter, "synthesizer": plt.cm.autumn, "peer": plt.cm.Greys}
     markers = "osD^v<>Pp*hX"
-    # no colour so light that it is lost on white
-    darkest = {"sinkhorn": 0.9, "synthesizer": 0.75}
+    # a family's colours, up to none so light that it is lost on white
+    maps = dict(zip(FAMILIES, cycle(MAPS), strict=False))
     drawn = {}
     for kind in dict.fromkeys(map(family, models)):
         members = [model for model in models if family(model) == kind]
@@ -147,27 +151,28 @@ def styles(models: Iterable[str]) -> dict[str, dict]:
             if kind == FLOOR:
                 drawn[model] = {"color": "black", "linewidth": 2.5}
             elif kind == "peer":
-                drawn[model] = {"color": maps[kind](0.45 + 0.4 * share), "linestyle": "--", "markersize": 5}
+                drawn[model] = {"color": plt.cm.Greys(0.45 + 0.4 * share), "linestyle": "--", "markersize": 5}
                 drawn[model] |= {"marker": markers[number % len(markers)]}
                 drawn[model] |= {"linewidth": 2.0 if model in (BERT, GPT2) else 1.0}
             else:
-                drawn[model] = {"color": maps[kind](darkest[kind] * share), "marker": markers[number % len(markers)]}
+                colours, lightest = maps[kind]
+                drawn[model] = {"color": colours(lightest * share), "marker": markers[number % len(markers)]}
     return drawn
 
 
-GROUPS = {
-    "sinkhorn": lambda model: not is_causal(model) and family(model) != "synthesizer",
-    "synthesizer": lambda model: not is_causal(model) and family(model) != "sinkhorn",
-    "causal": lambda model: is_causal(model) or model == FLOOR,
-}
+def belongs(model: str, group: str) -> bool:
+    """Whether a model is in the picture of a family, or of the causal models."""
+    if group == "causal":
+        return is_causal(model) or model == FLOOR
+    return not is_causal(model) and family(model) in (FLOOR, "peer", group)
 
 
 def plots(rows: list[Row], output: Path) -> None:
     """Time and memory against the length, in both phases: a picture for each family, for causal models, and dtype."""
     measured = [row for row in rows if "seconds" in row]
     for dtype in dict.fromkeys(row["dtype"] for row in measured):
-        for name, belongs in GROUPS.items():
-            own = [row for row in measured if row["dtype"] == dtype and belongs(row["model"])]
+        for name in (*FAMILIES, "causal"):
+            own = [row for row in measured if row["dtype"] == dtype and belongs(row["model"], name)]
             models = list(dict.fromkeys(row["model"] for row in own))
             if any(family(model) not in (FLOOR, "peer") for model in models):
                 draw(own, models, f"{name}, {dtype}", output.with_name(f"{output.name}-{name}-{dtype}.png"))

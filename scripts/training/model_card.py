@@ -19,16 +19,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from synkhorn import FAMILIES
 from synkhorn.hub_export import write_whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-PAPERS = {
-    "synthesizer": "Tay et al., *Synthesizer: Rethinking Self-Attention for Transformer Models*, "
-    "[arXiv 2005.00743](https://arxiv.org/abs/2005.00743).",
-    "sinkhorn": "Tay et al., *Sparse Sinkhorn Attention*, [arXiv 2002.11296](https://arxiv.org/abs/2002.11296).",
-}
+BF16 = "bfloat16 autocast (slow on a CPU without AMX, AVX-512 BF16 or ARM BF16: there `--bf16 false`)"
 # what a Trainer measures of itself, and the loss, which says less than any metric
 UNREPORTED = re.compile(r"loss|runtime|.*_per_second|model_preparation_time")
 # fields of a configuration that say nothing of the model's making
@@ -60,14 +57,6 @@ class CardTexts(NamedTuple):
     command: str
     limits: str
     license: str | None = None
-
-
-def pipeline_use(pipeline_tag: str, model_name: str, call: str) -> str:
-    """Three lines that use a model through a pipeline; `call` is what its parentheses hold."""
-    return (
-        "from transformers import pipeline\n\n# model: this folder, or its name on the Hub\n"
-        f'model = pipeline("{pipeline_tag}", model="{model_name}", trust_remote_code=True)\nmodel({call})'
-    )
 
 
 def command_line(command: str, arguments: list[str]) -> str:
@@ -129,7 +118,9 @@ def write_model_card(
         template_str=files("synkhorn.model_cards").joinpath("template.md").read_text(encoding="utf-8"),
         results="\n".join(table),
         hyperparameters="\n".join(f"| {name} | {value} |" for name, value in hyperparameters.items()),
-        paper=PAPERS.get(config.model_type, f"Architecture: {config.model_type}."),
+        paper=FAMILIES[config.model_type].paper
+        if config.model_type in FAMILIES
+        else f"Architecture: {config.model_type}.",
         **texts._asdict() | {"model_name": model_name},
     )
     path = Path(folder) / "README.md"
@@ -149,7 +140,7 @@ def hyperparameters_of(training: TrainingArguments, state: TrainerState, model: 
         + (f"{warmup:.0%} of the steps" if warmup < 1 else f"{warmup:g} steps"),
         "weight decay": training.weight_decay,
         "gradient norm": f"clipped at {training.max_grad_norm:g}" if training.max_grad_norm else "not clipped",
-        "precision": "bfloat16 autocast" if training.bf16 else "float16 autocast" if training.fp16 else "float32",
+        "precision": BF16 if training.bf16 else "float16 autocast" if training.fp16 else "float32",
         "seed": training.seed,
         "parameters": f"{model.num_parameters():,}",
         **{f"`{name}`": value for name, value in fields.items() if not UNSAID.fullmatch(name)},

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from .arguments import parse
+from ..common.arguments import parse
 from .benchmark_models import BERT, FLOOR, SizeArguments, check_models
 from .benchmark_worker import PHASES, Settings, Steps, in_order
 from .report import about_line, machine, write_report

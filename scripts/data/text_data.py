@@ -1,13 +1,13 @@
 """Examples to train and measure on: a dataset of the Hub, local files, or the packaged reviews, streamed or not."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from .arguments import DataArguments
 from .reviews import PACKAGED, SPLIT_SEED, load_reviews
 
 SPLITS = ("train", "validation", "test")
@@ -16,6 +16,36 @@ READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".p
 # the names that datasets of the Hub give the split that is validated on
 VALIDATION_NAMES = ("validation", "valid", "dev", "val")
 Examples: TypeAlias = Dataset | IterableDataset
+
+
+@dataclass
+class DataArguments:
+    """Which data: a dataset of the Hub, local files, or the packaged reviews."""
+
+    _argument_group_name = "data"
+
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": f"Name of a dataset on the Hub, or `{PACKAGED}`: the packaged IMDb reviews, offline."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
+    train_files: list[str] | None = field(
+        default=None,
+        metadata={"help": "Local files to train on, in place of a dataset: txt, json, jsonl, csv, parquet."},
+    )
+    validation_files: list[str] | None = field(
+        default=None, metadata={"help": "Local files to validate on. Else a part of the training data is held out."}
+    )
+    test_files: list[str] | None = field(default=None, metadata={"help": "Local files to test on."})
+    validation_size: int = field(
+        default=1000, metadata={"help": "Examples held out of the training data where there is no validation split."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many examples only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many examples only."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the data while training, without a copy on disk. Needs --max_steps."}
+    )
+    num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
 
 
 def load_splits(

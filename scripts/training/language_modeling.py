@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import IterableDataset
-from torch.nn.functional import cross_entropy
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorForTokenClassification,
@@ -23,9 +22,9 @@ from transformers import (
 
 from synkhorn.tokenization.tokenization_synkhorn import byte_characters
 
-from .text_data import Examples
+from ..data.text_data import Examples
+from ..measuring.metrics import IGNORED, nats_and_counts
 
-IGNORED = -100
 # documents that are packed together: no row holds documents of two such groups
 PACKED_TOGETHER = 1000
 # texts of a stream that are shuffled at a time
@@ -104,21 +103,6 @@ def is_byte_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
     special = set(tokenizer.all_special_ids)
     ordinary = {token for token, index in tokenizer.get_vocab().items() if index not in special}
     return ordinary == set(byte_characters())
-
-
-def nats_and_counts(
-    logits: torch.Tensor, labels: torch.Tensor, is_causal: bool, special_ids: tuple[int, ...]
-) -> torch.Tensor:
-    """
-    Logits (B, L, V) and labels (B, L) -> (B, 3), of each row: the sum of -ln p over its predicted tokens, how many
-    these are, and how many of them are not special.
-    """
-    if is_causal:
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    nats = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    predicted = labels != IGNORED
-    ordinary = predicted & ~torch.isin(labels, labels.new_tensor(special_ids))
-    return torch.stack((nats.view_as(labels).sum(-1), predicted.sum(-1), ordinary.sum(-1)), dim=-1)
 
 
 def measures(prediction: EvalPrediction, of_bytes: bool) -> dict[str, float]:

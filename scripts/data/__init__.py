@@ -1,0 +1,1 @@
+"""Data that the commands read or draw."""

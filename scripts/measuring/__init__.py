@@ -1,0 +1,1 @@
+"""Metrics, memory, reports and the parts of the benchmark."""

@@ -1,0 +1,1 @@
+"""Trainings: models, runs, cards."""

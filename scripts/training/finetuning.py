@@ -1,0 +1,227 @@
+"""Fine-tuning on a task, from a checkpoint or from scratch."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, EvalPrediction, PreTrainedModel, TrainingArguments, set_seed
+
+from synkhorn.hub_export import write_whole
+
+from ..data.text_data import DataArguments, described, load_splits
+from ..measuring.metrics import Scores
+from ..tasks import TASKS
+from ..tasks.task import FinetuneTask, Row, Task
+from ..tasks.trainer import FinetuneTrainer
+from .model_card import CardTexts, ModelCardCallback
+from .models import ModelArguments, load_model, load_tokenizer, own_fields
+from .runs import (
+    checkpoint_to_resume,
+    explained_when_the_disk_is_full,
+    finish,
+    results_of,
+    settings_of,
+    train_to_the_end,
+)
+
+# `metric_for_best_model` where none is asked for
+OF_THE_TASK = "the task's own"
+DEFAULTS: dict[str, Any] = {
+    "output_dir": "runs/finetune",
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": OF_THE_TASK,
+    "logging_steps": 0.05,
+    "report_to": "none",
+}
+# of a model from scratch
+DEFAULT_LENGTH = 512
+
+
+@dataclass
+class FinetuneArguments:
+    """What is particular to fine-tuning."""
+
+    _argument_group_name = "fine-tuning"
+
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of a document, or of a window over it; as many as a checkpoint takes if not given, and "
+            f"{DEFAULT_LENGTH} from scratch."
+        },
+    )
+    lora_r: int | None = field(
+        default=None, metadata={"help": "Train a checkpoint by LoRA of this rank, with PEFT; all weights if not given."}
+    )
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "LoRA's matrices are scaled by alpha / rank; twice the rank if not given."}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before LoRA's matrices."})
+
+    def __post_init__(self):
+        for name in ("max_length", "lora_r", "lora_alpha"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+
+
+class Measure:
+    """What a `Trainer` computes metrics with: the task's, on a split. Keeps the rows of predictions."""
+
+    def __init__(self, task: Task, examples: Dataset, inputs: Dataset):
+        self.task, self.examples, self.inputs = task, examples, inputs
+        self.rows: list[Row] = []
+
+    def __call__(self, outputs: EvalPrediction) -> Scores:
+        self.rows = self.task.predict(self.examples, self.inputs, outputs.predictions)
+        return self.task.measure(self.rows)
+
+
+def default_length(arguments: ModelArguments) -> int:
+    """Tokens that the model of these arguments takes."""
+    if arguments.model_name_or_path is None:
+        own = own_fields(arguments, CONFIG_MAPPING[arguments.family])
+        return own.get("max_position_embeddings", DEFAULT_LENGTH)
+    config = AutoConfig.from_pretrained(
+        arguments.model_name_or_path, revision=arguments.revision, trust_remote_code=arguments.trust_remote_code
+    )
+    return own_fields(arguments, type(config)).get("max_position_embeddings", config.max_position_embeddings)
+
+
+def with_lora(model: PreTrainedModel, arguments: FinetuneArguments) -> PeftModel:
+    """The model with LoRA beside every linear map of its layers; its head is trained in full."""
+    linear = {
+        name.split(".")[-1]
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, nn.Linear) and "layers." in name
+    }
+    heads = [
+        name
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in child.parameters())
+    ]
+    config = LoraConfig(
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha or 2 * arguments.lora_r,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=sorted(linear),
+        modules_to_save=heads,
+    )
+    return get_peft_model(model, config)
+
+
+def card_texts(
+    task: FinetuneTask,
+    model_arguments: ModelArguments,
+    finetuning: FinetuneArguments,
+    data: DataArguments,
+    training: TrainingArguments,
+    sizes: dict[str, int],
+) -> dict[str, Any]:
+    """What the model card says of a fine-tuned model and its data."""
+    start = model_arguments.model_name_or_path
+    kept = f" The checkpoint with the best {training.metric_for_best_model} on the validation split was kept."
+    how = "all its weights" if finetuning.lora_r is None else f"its head, and LoRA of rank {finetuning.lora_r}, merged"
+    origin = "from scratch" if start is None else f"from the checkpoint `{Path(start).name}` ({how} trained)"
+    return {
+        "pipeline_tag": task.pipeline_tag,
+        "splits": {"eval": f"{sizes['validation']:,} rows for validation"}
+        | ({"test": f"{sizes['test']:,} rows for test"} if "test" in sizes else {}),
+        "summary": f"A model for {task.pipeline_tag.replace('-', ' ')}, trained {origin}.",
+        "training": f"Trained on {sizes['train']:,} examples." + (kept if training.load_best_model_at_end else ""),
+        "limits": f"It knows what its {sizes['train']:,} examples show, and reads {task.max_length:,} tokens at a time"
+        + (": what a longer document has beyond them is cut off." if task.cuts_documents else ", in windows."),
+        **described(data),
+    }
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as lines of JSON, all or none."""
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def dataclasses_of(name: str) -> tuple[type, ...]:
+    """The arguments of a fine-tuning on a task, as dataclasses."""
+    return ModelArguments, DataArguments, TASKS[name].arguments_class, FinetuneArguments, TrainingArguments
+
+
+def finetune(
+    name: str,
+    command: str,
+    model_arguments: ModelArguments,
+    data: DataArguments,
+    task_arguments: Any,
+    finetuning: FinetuneArguments,
+    training: TrainingArguments,
+) -> Scores:
+    """
+    Fine-tune on a task, and return what was measured on the test split, or the validation split where there is none.
+
+    Args:
+        name: the task.
+        command: the command line, for the card.
+        model_arguments, data, task_arguments, finetuning, training: see `dataclasses_of`.
+    """
+    kind = TASKS[name]
+    if data.streaming:
+        raise ValueError("streaming=True: fine-tuning reads its data several times; leave --streaming out")
+    if finetuning.lora_r is not None and model_arguments.model_name_or_path is None:
+        raise ValueError(f"lora_r={finetuning.lora_r} trains a checkpoint: name it by --model_name_or_path")
+    settings = settings_of(model_arguments, data, task_arguments, finetuning, training)
+    checkpoint = checkpoint_to_resume(f"finetune {name}", training, settings)
+    if (results := results_of(training)) is not None:
+        print(f"{training.output_dir} is finished: {results}")
+        return results
+    splits = load_splits(data, kind.columns(task_arguments))
+    kind.check_texts(task_arguments, splits)
+    config_fields = kind.config_fields(task_arguments, splits["train"])
+    max_length = finetuning.max_length or default_length(model_arguments)
+    set_seed(training.seed)
+    texts = kind.texts(task_arguments, splits["train"])
+    tokenizer = load_tokenizer(model_arguments, texts, max_length, checkpoint=checkpoint)
+    model = load_model(kind.auto_class, model_arguments, tokenizer, max_length, **config_fields)
+    task = kind(task_arguments, tokenizer, max_length, list(config_fields.get("id2label", {}).values()))
+    with training.main_process_first(desc="tokenizing"):
+        inputs = {split: task.prepare(examples, split, data.num_workers) for split, examples in splits.items()}
+    if training.metric_for_best_model == OF_THE_TASK:
+        training.metric_for_best_model = task.best_metric
+    split = "test" if "test" in splits else "validation"
+    card = CardTexts(
+        use=task.use(Path(training.output_dir).resolve().name),
+        command=command,
+        **card_texts(
+            task, model_arguments, finetuning, data, training, {name: len(rows) for name, rows in splits.items()}
+        ),
+    )
+    trainer = FinetuneTrainer(
+        model if finetuning.lora_r is None else with_lora(model, finetuning),
+        training,
+        data_collator=task.collator(),
+        train_dataset=inputs["train"],
+        eval_dataset=inputs["validation"],
+        processing_class=tokenizer,
+        compute_metrics=Measure(task, splits["validation"], inputs["validation"]),
+        preprocess_logits_for_metrics=task.reduce,
+        callbacks=[ModelCardCallback(training.output_dir, card, task.best_metric)],
+    )
+    with explained_when_the_disk_is_full(training.output_dir):
+        train_to_the_end(trainer, checkpoint)
+        if isinstance(trainer.model, PeftModel):
+            trainer.model = trainer.callback_handler.model = trainer.model.merge_and_unload()
+        trainer.save_model()
+        trainer.compute_metrics = measure = Measure(task, splits[split], inputs[split])
+        metrics = trainer.predict(inputs[split], metric_key_prefix="test" if split == "test" else "eval").metrics
+        trainer.log_metrics(split, metrics)
+        if trainer.is_world_process_zero():
+            write_rows(Path(training.output_dir) / "predictions.jsonl", measure.rows)
+        results = task.measure(measure.rows)
+        finish(training, results)
+    return results
