@@ -8,7 +8,6 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from ..configuration.configuration_backbone import BackboneConfig
-from .position_cache import PositionLayerMixin
 from .rows import Rows
 from .softmax_attention import split_heads
 
@@ -113,7 +112,7 @@ class BackboneAttention(nn.Module):
 
     @abstractmethod
     def attend_cached(
-        self, inputs: Any, states: tuple[torch.Tensor, ...], rows: Rows, layer: PositionLayerMixin
+        self, inputs: Any, states: tuple[torch.Tensor, ...], rows: Rows, layer: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         What `project` gave for L new tokens of each row, and the keys, values and further states of all positions, (B,
@@ -124,5 +123,5 @@ class BackboneAttention(nn.Module):
         """Further states for the cache's layer, (1, H or 1, T, w), by their names there."""
         return {}
 
-    def start_cache(self, hidden_states: torch.Tensor, rows: Rows, layer: PositionLayerMixin) -> None:
+    def start_cache(self, hidden_states: torch.Tensor, rows: Rows, layer: Any) -> None:
         """Called behind the first tokens of a cache, whose states are in the layer."""

@@ -27,9 +27,9 @@ def pool(hidden_states: torch.Tensor, rows: Rows, pooling: str) -> torch.Tensor:
         else:
             last = rows.mask.sum(-1) - 1
             pooled.append(tokens[torch.arange(count, device=last.device), last])
-    pooled = rows.in_order(torch.cat(pooled))
+    in_order = rows.in_order(torch.cat(pooled))
     # a static row without valid tokens counts as one of them
-    return pooled if rows.valid is None else pooled * rows.valid.any(-1, keepdim=True)
+    return in_order if rows.valid is None else in_order * rows.valid.any(-1, keepdim=True)
 
 
 def check_pooling(config: BackboneConfig) -> None:

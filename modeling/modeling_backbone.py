@@ -1,5 +1,7 @@
 """The models that the families share: their common base class, and the base model without a head."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -129,6 +131,13 @@ class BackbonePreTrainedModel(PreTrainedModel):
         self.resize_max_position_embeddings(new_num_position_embeddings)
 
 
+@dataclass
+class BackboneOutput(BaseModelOutputWithPast):
+    """With `keep_tokens`, `last_hidden_state` is (1, tokens, hidden_size), and `rows` say where these belong."""
+
+    rows: Rows | None = None
+
+
 class BackboneModel(BackbonePreTrainedModel):
     """
     The base model of a family, bidirectional or causal (`config.is_causal`), without a head.
@@ -175,7 +184,7 @@ class BackboneModel(BackbonePreTrainedModel):
         use_cache: bool | None = None,
         keep_tokens: bool = False,
         **kwargs,
-    ) -> BaseModelOutputWithPast:
+    ) -> BackboneOutput:
         r"""
         A masked token is not there: positions, blocks and synthesised rows count the valid tokens of a row, wherever
         its padding lies, and nothing is computed for the others.
@@ -250,7 +259,7 @@ class BackboneModel(BackbonePreTrainedModel):
         past_key_values: Cache | None,
         rows: Rows,
         **kwargs,
-    ) -> BaseModelOutputWithPast:
+    ) -> BackboneOutput:
         """`forward` for the tokens of the rows: (1, T) ids, positions and types, or (1, T, d) embeddings."""
         hidden_states = self.embeddings(input_ids, inputs_embeds, position_ids, token_type_ids)
         position_embeddings = None
@@ -262,7 +271,7 @@ class BackboneModel(BackbonePreTrainedModel):
             hidden_states = layer(
                 hidden_states, rows, position_embeddings=position_embeddings, cache=past_key_values, **kwargs
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return BackboneOutput(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
     def _rows(
         self,
@@ -275,7 +284,8 @@ class BackboneModel(BackbonePreTrainedModel):
     ) -> tuple[Rows, Cache | None]:
         """The rows of (batch, length, ...) input, and the cache to use."""
         config, device = self.config, tokens.device
-        shape = batch, length = tokens.shape[:2]
+        batch, length = tokens.shape[:2]
+        shape = batch, length
         past: int | torch.Tensor = 0
         end = length
         if past_key_values is not None:

@@ -8,7 +8,6 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     MaskedLMOutput,
     MultipleChoiceModelOutput,
@@ -21,7 +20,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..configuration.configuration_backbone import BackboneConfig
 from .head_layers import ClassificationHead, MaskedLMHead, check_pooling, classifier_dropout, pool, token_labels
-from .modeling_backbone import BackboneModel, BackbonePreTrainedModel
+from .modeling_backbone import BackboneModel, BackboneOutput, BackbonePreTrainedModel
 
 logger = logging.get_logger(__name__)
 
@@ -65,7 +64,7 @@ class BackboneHead(BackbonePreTrainedModel):
     def get_position_embeddings(self) -> nn.Embedding:
         return self.model.get_position_embeddings()
 
-    def base_outputs(self, *inputs: torch.Tensor | None, **kwargs) -> BaseModelOutputWithPast:
+    def base_outputs(self, *inputs: torch.Tensor | None, **kwargs) -> BackboneOutput:
         """The outputs of the base model: hidden states of the valid tokens, (1, T, d), and their `rows`."""
         return self.model(*inputs, **{"use_cache": False} | kwargs | {"return_dict": True, "keep_tokens": True})
 
@@ -324,12 +323,11 @@ class BackboneForQuestionAnswering(BackboneHead):
         start_logits, end_logits = rows.scatter(logits, fill=lowest).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            of_rows = start_logits, end_logits
+            of_rows = torch.stack((start_logits, end_logits))
             if rows.is_packed:
-                mask = rows.row_mask()
-                documents = rows.to_rows(logits)
+                mask, documents = rows.row_mask(), rows.to_rows(logits)
                 documents = documents if mask is None else documents.masked_fill(~mask[..., None], lowest)
-                of_rows = documents.unbind(-1)
+                of_rows = documents.movedim(-1, 0)
             loss = self.loss_function(*of_rows, start_positions, end_positions)
         answer = QuestionAnsweringModelOutput(loss=loss, start_logits=start_logits, end_logits=end_logits)
         return with_recorded(answer, outputs)

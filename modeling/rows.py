@@ -67,29 +67,29 @@ class Rows(NamedTuple):
     @classmethod
     def padded(cls, mask: torch.Tensor) -> "Rows":
         """Rows of a (B, L) boolean mask, true at valid tokens."""
-        batch, length = shape = tuple(mask.shape)
+        batch, length = mask.shape
         if is_static():
             return cls.compacted(mask)
         if mask.all():
-            return cls.whole(shape, mask.device)
+            return cls.whole((batch, length), mask.device)
         lengths, order = mask.sum(-1).sort(stable=True)
         row, column = mask[order].nonzero(as_tuple=True)
         positions = (mask.cumsum(-1) - 1)[order[row], column]
         places = torch.empty_like(order).scatter_(0, order, torch.arange(batch, device=mask.device))
         groups = groups_of(lengths.tolist())
-        return cls(shape, groups, positions[None], order[row] * length + column, places, end=length)
+        return cls((batch, length), groups, positions[None], order[row] * length + column, places, end=length)
 
     @classmethod
     def compacted(cls, mask: torch.Tensor) -> "Rows":
         """As `padded`, with every token kept: the valid ones of each row first."""
-        batch, length = shape = tuple(mask.shape)
+        batch, length = mask.shape
         counts = mask.sum(-1, keepdim=True)
         rank = torch.where(mask, mask.cumsum(-1) - 1, counts + (~mask).cumsum(-1) - 1)  # (B, L)
         column = torch.arange(length, device=mask.device)
         first = torch.arange(batch, device=mask.device)[:, None] * length
         source = first + torch.zeros_like(rank).scatter(1, rank, column.expand(batch, -1))
         return cls(
-            shape,
+            (batch, length),
             ((batch, length),),
             column.repeat(batch)[None],
             source.flatten(),

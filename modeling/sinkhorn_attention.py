@@ -57,12 +57,9 @@ def sinkhorn_attention(
         (1, T, H dh)
     """
     if options.sortcut_blocks is not None:
-        parts = zip(
-            *(rows.split(x) for x in (queries, keys, values)),
-            matrices.split([count for count, _ in rows.groups]),
-            strict=True,
-        )
-        return rows.join([sortcut_attention(*part, rows.mask, options) for part in parts])
+        by_group = (*(rows.split(x) for x in (queries, keys, values)), matrices.split([n for n, _ in rows.groups]))
+        parts = zip(*by_group, strict=True)
+        return rows.join([sortcut_attention(q, k, v, s, rows.mask, options) for q, k, v, s in parts])
     # (N, H, b, dh) each
     queries, keys, values = (blocks.fill(x.transpose(1, 2)).transpose(1, 2) for x in (queries, keys, values))
     outputs = attend_to_blocks(queries, keys, values, matrices, blocks, options)

@@ -64,7 +64,7 @@ class Blocks(NamedTuple):
         return cls(size, tuple(groups), 0, slots, valid)
 
     @property
-    def count(self) -> int:
+    def num_blocks(self) -> int:
         """N"""
         return sum(rows * n for rows, n in self.groups)
 
@@ -77,8 +77,8 @@ class Blocks(NamedTuple):
         """(1, T, ...) -> (N, b, ...), 0 in slots without a valid token."""
         tail = tokens.shape[2:]
         if self.slots is not None:
-            filled = tokens.new_zeros(self.count * self.size, *tail).index_copy(0, self.slots, tokens[0])
-            return filled.unflatten(0, (self.count, self.size))
+            filled = tokens.new_zeros(self.num_blocks * self.size, *tail).index_copy(0, self.slots, tokens[0])
+            return filled.unflatten(0, (self.num_blocks, self.size))
         rows, n = self.groups[0]
         if torch.compiler.is_exporting() or self.tail:
             tokens = tokens.view(rows, -1, *tail)

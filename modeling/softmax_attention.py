@@ -55,11 +55,11 @@ def masked_softmax(
     Returns:
         (R, H, rows, columns) weights in the dtype of the softmax, exactly 0 where a key is not seen.
     """
-    logits = precise(logits)
+    logits, (rows, columns) = precise(logits), logits.shape[-2:]
     if mask is not None:
         logits = logits.masked_fill(~mask[:, None, None, :], -math.inf)
     if is_causal:
-        logits = logits.masked_fill(future_keys(*logits.shape[-2:], first_row, logits.device), -math.inf)
+        logits = logits.masked_fill(future_keys(rows, columns, first_row, logits.device), -math.inf)
     return logits.softmax(-1)
 
 

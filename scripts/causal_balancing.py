@@ -44,7 +44,7 @@ def mass_on_previous(logits: torch.Tensor, iterations: int) -> torch.Tensor:
     Returns:
         (n - 2,), for the rows from 2 on: row 0 has no past, and row 1 no choice.
     """
-    weights = synkhorn.causal_sinkhorn(logits, None, iterations)
+    weights = synkhorn.causal_sinkhorn(logits, iterations)
     return weights.diagonal(-1, -2, -1).mean(0)[1:]
 
 

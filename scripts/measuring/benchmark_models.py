@@ -102,7 +102,7 @@ class FloorModel(BackboneModel):
     """The trunk of both families without attention: what projections and feed-forward layers cost alone."""
 
     config_class = SynthesizerConfig
-    attention_class = IdentityAttention
+    attention_class = IdentityAttention  # type: ignore[assignment]
     _can_record_outputs = {"hidden_states": BackboneLayer}
 
 

@@ -209,7 +209,7 @@ def pretrain(
     model.config.sparse_prediction = own.objective == "mlm"
     if isinstance(splits["train"], IterableDataset):
         # each process reads its own rows: a packed batch is a batch of one, which cannot be dealt out
-        training.accelerator_config.dispatch_batches = False
+        training.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
         splits["train"] = endless(splits["train"], training.seed)
     # rows of their own can be counted one by one in an evaluation, and cost no more
     train, validation = (
