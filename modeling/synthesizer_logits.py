@@ -52,41 +52,37 @@ class Logits(NamedTuple):
         batches = []
         for index, (_, length) in enumerate(rows.groups):
             terms = {name: parts[index] for name, parts in of_tokens.items()}
-            batches.append(self._replace(**terms | self.of_positions(slice(length), slice(length))))
+            batches.append(self._replace(**terms | self.of_positions(0, length, length)))
         return batches
 
     def padded(self, rows: Rows) -> "Logits":
         """The terms of rows that are padded on the right."""
         terms = {name: rows.to_rows(x.transpose(1, 2)).transpose(1, 2) for name, x in self.items() if x.dim() == 4}
-        return self._replace(**terms | self.of_positions(slice(rows.longest), slice(rows.longest)))
+        return self._replace(**terms | self.of_positions(0, rows.longest, rows.longest))
 
     def at_new_tokens(self, rows: Rows) -> "Logits":
         """The terms of new tokens behind a cache: their queries, and the keys of all positions up to `rows.end`."""
         terms = {name: rows.split(x)[0] for name, x in self.items() if x.dim() == 4}
-        start, length = rows.start, rows.groups[0][1]
-        queries = rows.new_positions() if start is None else slice(start, start + length)
-        return self._replace(**terms | self.of_positions(queries, slice(rows.end)))
+        if rows.start is None:
+            return self._replace(**terms | self.of_positions(0, 0, rows.end, rows.new_positions()))
+        return self._replace(**terms | self.of_positions(rows.start, rows.start + rows.groups[0][1], rows.end))
 
     def items(self) -> list[tuple[str, torch.Tensor]]:
         """The names of the terms that there are, with their tensors."""
         return [(name, x) for name, x in self._asdict().items() if x is not None]
 
-    def of_positions(self, queries: slice | torch.Tensor, keys: slice) -> dict[str, torch.Tensor]:
-        """The terms of positions, cut to those of some queries, a slice or (R, L), and keys."""
-
-        def of_queries(weight):
-            # (H, N, w) -> (1 or R, H, L, w)
-            return weight[None, :, queries] if isinstance(queries, slice) else weight[:, queries].transpose(0, 1)
-
+    def of_positions(self, first: int, stop: int, end: int, positions: torch.Tensor | None = None) -> dict:
+        """The terms of positions, for queries from `first` up to `stop`, or at (R, L) `positions`, and `end` keys."""
         terms = {}
-        if self.queries is not None and self.queries.dim() == 3:
-            terms["queries"] = of_queries(self.queries)
         if self.keys is not None and self.keys.dim() == 3:
-            terms["keys"] = self.keys[None, :, keys]
+            terms["keys"] = self.keys[None, :, :end]
         if self.key_bias is not None:
-            terms["key_bias"] = self.key_bias[None, :, keys]
-        if self.matrix is not None:
-            terms["matrix"] = of_queries(self.matrix[..., keys])
+            terms["key_bias"] = self.key_bias[None, :, :end]
+        of_queries = {} if self.matrix is None else {"matrix": self.matrix[..., :end]}
+        if self.queries is not None and self.queries.dim() == 3:
+            of_queries["queries"] = self.queries
+        for name, weight in of_queries.items():  # (H, N, w) -> (1 or R, H, L, w)
+            terms[name] = weight[None, :, first:stop] if positions is None else weight[:, positions].transpose(0, 1)
         return terms
 
     def written(self, length: int) -> torch.Tensor:
@@ -137,7 +133,7 @@ def add_logits(members: list[Logits], rows: Rows) -> Logits:
         terms |= {name: getattr(with_matrix[0], name) for name in ("matrix", "matrix_scale")}
     elif with_matrix:
         length = rows.longest
-        cut = [member.of_positions(slice(length), slice(length)) for member in with_matrix]
+        cut = [member.of_positions(0, length, length) for member in with_matrix]
         scales = [member.matrix_scale for member in with_matrix]
         scaled = [
             x["matrix"][0] if scale is None else scale.view(-1, 1, 1) * x["matrix"][0]
