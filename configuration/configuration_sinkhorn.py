@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from .configuration_backbone import BackboneConfig, check_at_least, check_at_most, check_choice
 
 SORT_NETS = ("linear", "mlp", "bilinear", "none")
-BLOCK_POOLINGS = ("sum", "mean", "first")
+BLOCK_POOLINGS = ("normed_sum", "sum", "mean", "first")
 COMBINES = ("concat", "sum", "logits")
 CAUSAL_BALANCINGS = ("softmax", "sinkhorn")
 

@@ -23,9 +23,11 @@ from .position_cache import NewTokens
 from .sinkhorn_attention import (
     causal_pool_blocks,
     causal_sinkhorn,
+    column_residual,
     gumbel_noise,
     literal_sinkhorn_attention,
     pool_blocks,
+    scaled_sums,
     sinkhorn,
     sinkhorn_attention,
     to_blocks,
@@ -114,13 +116,19 @@ class BlockSort(nn.Module):
         self.config = config
         self.net = SORT_NETS[config.sort_net](config)
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, L, d) and (B, L) or `None` -> (B, H, n, n) in at least float32."""
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        (B, L, d) and (B, L) or `None` -> (B, H, n, n) in at least float32, and its `column_residual`, `None` in causal
+        models.
+        """
         config = self.config
         pool = causal_pool_blocks if config.is_causal else pool_blocks
         pooled = pool(hidden_states, mask, config.block_size, config.block_pooling)  # (B, n, d)
         blocks = None if mask is None else to_blocks(mask, config.block_size, -1).any(-1)[:, None]  # (B, 1, n)
-        return self.matrices(pooled, blocks)
+        matrices = self.matrices(pooled, blocks)
+        return matrices, None if config.is_causal else column_residual(matrices, blocks)
 
     def logits(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Pooled blocks (B, r, d) and (B, n, d) -> (B, H, r, n), noise and temperature included."""
@@ -212,7 +220,7 @@ class SinkhornAttention(nn.Module):
             if past_key_values is not None:
                 self.cached(hidden_states, keys, values, past_key_values, new_tokens)
                 self.begin(hidden_states, keys, attention_mask, past_key_values)
-            matrices = None if self.sort is None else self.sort(hidden_states, attention_mask)
+            matrices = None if self.sort is None else self.sort(hidden_states, attention_mask)[0]
             if self.config._attn_implementation == "eager":
                 outputs, weights = self.eager(queries, keys, values, matrices, attention_mask)
             else:
@@ -314,9 +322,7 @@ class SinkhornAttention(nn.Module):
         pooled = pooled.scatter(2, block[:, None, None, None].expand_as(latest), latest)
         # no later block is needed, where that can be known
         n = config.num_blocks if torch.compiler.is_compiling() else int(block.max()) + 1
-        candidates = pooled[:, 0, :n]
-        if pooling == "mean":
-            candidates = candidates / block_counts(mask, n, size, pooled)
+        candidates = scaled_sums(pooled[:, 0, :n], block_counts(mask, n, size, pooled), pooling)
         blocks = None
         if mask is not None:
             blocks = to_blocks(mask, size, -1).any(-1)[:, :n]
@@ -362,6 +368,7 @@ class SinkhornPreTrainedModel(BackbonePreTrainedModel):
         "hidden_states": BackboneLayer,
         "attentions": SinkhornAttention,
         "sort_matrices": OutputRecorder(BlockSort),
+        "sort_residuals": OutputRecorder(BlockSort, index=1),
     }
 
 

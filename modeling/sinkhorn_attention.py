@@ -16,6 +16,9 @@ from .block_attention import block_attention
 from .block_sort import arrived_mass, divisor, mass_bias, sort_blocks, sorted_and_own
 from .dot_product_attention import HIDDEN, fused_attention, seen_softmax
 
+# of a pooled vector of `normed_sum`
+POOLED_NORM = 64.0
+
 
 def sinkhorn(logits: torch.Tensor, mask: torch.Tensor | None, iterations: int) -> torch.Tensor:
     """
@@ -69,6 +72,21 @@ def _balance(
     return log_matrix.softmax(-1).masked_fill(~pairs, 0.0)
 
 
+def column_residual(matrices: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """
+    How far balancing was from its end: the largest |column sum - 1| over the blocks that take part, without gradient.
+
+    Args:
+        matrices: (..., n, n), what `sinkhorn` returned.
+        mask: (..., n), what it was given.
+
+    Returns:
+        (...)
+    """
+    residual = (matrices.detach().sum(-2) - 1).abs()
+    return (residual if mask is None else residual.masked_fill(~mask, 0.0)).amax(-1)
+
+
 def gumbel_noise(logits: torch.Tensor) -> torch.Tensor:
     """Gumbel(0, 1) noise in the shape of the logits."""
     # -log of an exponential variable, which may round to 0
@@ -88,7 +106,7 @@ def to_blocks(tensor: torch.Tensor, block_size: int, dim: int) -> torch.Tensor:
 
 def pool_blocks(hidden_states: torch.Tensor, mask: torch.Tensor | None, block_size: int, pooling: str) -> torch.Tensor:
     """
-    One vector for each block: `sum` or `mean` of its valid tokens, or the `first` of them.
+    One vector for each block: `normed_sum`, `sum` or `mean` of its valid tokens, or the `first` of them.
 
     Args:
         hidden_states: (B, L, d), what the attention reads.
@@ -106,8 +124,7 @@ def pool_blocks(hidden_states: torch.Tensor, mask: torch.Tensor | None, block_si
     if pooling == "first":
         first = valid.int().argmax(-1)[..., None, None]  # argmax takes the first of equals
         return blocks.gather(2, first.expand(blocks.shape[0], -1, 1, blocks.shape[-1])).squeeze(2).to(precise)
-    pooled = blocks.sum(2, dtype=precise)
-    return pooled if pooling == "sum" else pooled / valid.sum(-1, keepdim=True).clamp(min=1)
+    return scaled_sums(blocks.sum(2, dtype=precise), valid.sum(-1, keepdim=True), pooling)
 
 
 def causal_pool_blocks(
@@ -115,7 +132,7 @@ def causal_pool_blocks(
 ) -> torch.Tensor:
     """
     What a block of a causal model may choose by: the valid tokens up to and including its first position, their
-    `sum` or `mean`, or the last of them (`first`: the block's first token, where that is valid).
+    `normed_sum`, `sum` or `mean`, or the last of them (`first`: the block's first token, where that is valid).
 
     Args, returns: as for `pool_blocks`.
     """
@@ -135,7 +152,23 @@ def causal_pool_blocks(
     sums = to_blocks(hidden_states, block_size, -2).sum(2, dtype=precise)
     # past blocks and the first token: to take the rest of the block away again would leak its rounding
     pooled = F.pad(sums[:, :-1].cumsum(1), (0, 0, 1, 0)) + hidden_states[:, ::block_size]
-    return pooled if pooling == "sum" else pooled / mask.cumsum(-1)[:, ::block_size, None]
+    return scaled_sums(pooled, mask.cumsum(-1)[:, ::block_size, None], pooling)
+
+
+def scaled_sums(sums: torch.Tensor, counts: torch.Tensor, pooling: str) -> torch.Tensor:
+    """
+    Pooled blocks from the sums of their tokens; a cache keeps the sums, and scales them where they are read.
+
+    Args:
+        sums: (B, n, d).
+        counts: (1 or B, n, 1), tokens in each sum.
+        pooling: `sum`, `mean`, or `normed_sum`: each sum scaled to the length `POOLED_NORM`.
+    """
+    if pooling == "mean":
+        return sums / counts.clamp(min=1)
+    if pooling == "normed_sum":
+        return sums * (sums.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * (POOLED_NORM / sums.shape[-1] ** 0.5)
+    return sums
 
 
 def sinkhorn_attention(
