@@ -19,6 +19,8 @@ def loop_pooled(config, x, valid, block):
     if not chosen:
         return None
     total = sum(x[i] for i in chosen)
+    if config.block_pooling == "normed_sum":
+        return 64 * total / (total @ total + 1e-5 * len(total)).sqrt()
     return total / len(chosen) if config.block_pooling == "mean" else total
 
 
