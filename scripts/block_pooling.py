@@ -1,9 +1,12 @@
 """
 How a block becomes one vector, and what follows for its sort: for each `block_pooling` the spread of the sort's logits,
 the balance of its matrices and the error of bfloat16 in new models, and the accuracy of trained ones on the tasks of
-`train_synthetic`, means over seeds. A run that is repeated trains only what its JSON does not hold yet.
+`train_synthetic`, means over seeds. What its JSON holds already is not trained again, so that a command can be repeated
+after an interruption, or another can add to it:
 
-    python -m synkhorn.scripts.block_pooling
+    python -m synkhorn.scripts.block_pooling --tasks sort
+    python -m synkhorn.scripts.block_pooling --tasks copy --trained_block_sizes 8 32
+    python -m synkhorn.scripts.block_pooling --tasks copy --trained_block_sizes 64 --steps 500 --eval_every 100
 """
 
 import json
@@ -23,6 +26,8 @@ from .report import about_line, machine, write_report
 
 VOCABULARY = 8192
 DIRECTIONS = {"both": False, "causal": True}
+# what all runs of one record have in common
+SHARED = ("poolings", "hidden_size", "lengths", "block_sizes", "num_blocks", "distance", "batch_size", "eval_size")
 
 
 def parser() -> ArgumentParser:
@@ -96,8 +101,8 @@ def start(pooling: str, sort_net: str, block_size: int, length: int, is_causal: 
         hook.remove()
     rows = torch.stack(logits).flatten(0, -3)  # (layers x batch x heads, n, n)
     n = rows.shape[-1]
-    # a row with one choice has no spread
-    spreads = [rows[:, i, : i if is_causal else n].std(-1).mean().item() for i in range(2 if is_causal else 0, n)]
+    choices = [(i, i if is_causal else n) for i in range(n)]
+    spreads = [rows[:, i, :count].std(-1).mean().item() for i, count in choices if count > 1]
     return {
         "spread": mean(spreads) if spreads else None,
         "residual": None if is_causal else torch.stack(outputs.sort_residuals).max().item(),
@@ -142,8 +147,15 @@ def train(task: str, block_size: int, pooling: str, seed: int, arguments: Namesp
     name = f"{task} {block_size} {pooling} {seed}"
     of_task = train_synthetic.task_of(settings)._replace(models={name: {"block_pooling": pooling}})
     points = train_synthetic.train(name, of_task, settings)["points"]
-    accuracy = {point["step"]: round(point["accuracy"], 4) for point in points}
-    return {"task": task, "block_size": block_size, "pooling": pooling, "seed": seed, "accuracy": accuracy}
+    accuracy = {str(point["step"]): round(point["accuracy"], 4) for point in points}
+    return {
+        "task": task,
+        "block_size": block_size,
+        "steps": arguments.steps,
+        "pooling": pooling,
+        "seed": seed,
+        "accuracy": accuracy,
+    }
 
 
 def start_tables(figures: list[dict], errors: dict[str, float], arguments: Namespace) -> list[str]:
@@ -179,22 +191,38 @@ def start_tables(figures: list[dict], errors: dict[str, float], arguments: Names
 def training_tables(runs: list[dict], arguments: Namespace) -> list[str]:
     """Accuracy by steps, means over seeds, as Markdown."""
     lines = []
-    for task in arguments.tasks:
-        steps = list(range(arguments.eval_every, arguments.steps + 1, arguments.eval_every))
-        title = {"copy": f"Copy the block {arguments.distance} blocks before, causal", "sort": "Sort, bidirectional"}[
-            task
-        ]
-        lines += ["", f"## {title}", "", "Accuracy after so many steps, mean over seeds (lowest to highest).", ""]
-        lines += ["| block size | pooling | " + " | ".join(map(str, steps)) + " |", "|---:|---|" + "---:|" * len(steps)]
-        for block_size in arguments.trained_block_sizes:
-            for pooling in arguments.poolings:
-                key = (task, block_size, pooling)
-                own = [run["accuracy"] for run in runs if (run["task"], run["block_size"], run["pooling"]) == key]
-                if own:
-                    values = [[accuracy[step] for accuracy in own] for step in steps]
-                    cells = [f"{mean(x):.3f} ({min(x):.2f} to {max(x):.2f})" for x in values]
-                    lines.append(f"| {block_size} | `{pooling}` | " + " | ".join(cells) + " |")
+    titles = {"copy": f"Copy the block {arguments.distance} blocks before, causal", "sort": "Sort, bidirectional"}
+    for task, block_size, steps in sorted({(run["task"], run["block_size"], run["steps"]) for run in runs}):
+        lines += ["", f"## {titles[task]}: blocks of {block_size}, {steps} steps", ""]
+        head: list[str] = []
+        for pooling in BLOCK_POOLINGS:
+            key = (task, block_size, steps, pooling)
+            own = [run for run in runs if (run["task"], run["block_size"], run["steps"], run["pooling"]) == key]
+            if not own:
+                continue
+            if not head:
+                head = list(own[0]["accuracy"])[1:]
+                lines += [f"| pooling | seeds | {' | '.join(head)} |", "|---|---:|" + "---:|" * len(head)]
+            values = [[run["accuracy"][step] for run in own] for step in head]
+            cells = [f"{mean(x):.3f} ({min(x):.2f} to {max(x):.2f})" for x in values]
+            lines.append(f"| `{pooling}` | {len(own)} | " + " | ".join(cells) + " |")
     return lines
+
+
+def report(figures: dict, arguments: Namespace) -> str:
+    """All tables as Markdown."""
+    lines = [
+        "# Pooling of blocks",
+        "",
+        "New models of 2 layers and 4 heads read random tokens. Trained ones are those of `train_synthetic`: 2 layers, "
+        f"width 64, 4 heads, linear sort net; {arguments.num_blocks} blocks, batches of {arguments.batch_size}; "
+        f"accuracy on {arguments.eval_size} fresh sequences after so many steps, mean over seeds (lowest to highest).",
+        "",
+        about_line(figures["machine"]),
+        *start_tables(figures["start"], figures["dot product"], arguments),
+        *training_tables(figures["runs"], arguments),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main(args: list[str] | None = None) -> dict:
@@ -202,44 +230,26 @@ def main(args: list[str] | None = None) -> dict:
     arguments = parser().parse_args(args)
     torch.set_num_threads(1)
     output = Path(arguments.output)
-    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
+    settings = {name: getattr(arguments, name) for name in SHARED}
     figures: dict = {"settings": settings, "start": [], "runs": []}
     if output.with_suffix(".json").exists():
-        earlier = json.loads(output.with_suffix(".json").read_text())
-        if earlier["settings"] == settings:
-            figures = earlier
+        figures = json.loads(output.with_suffix(".json").read_text())
+        if figures["settings"] != settings:
+            raise ValueError(f"output={arguments.output} holds runs of other settings: choose another --output")
     figures["machine"] = machine()
     if not figures["start"]:
         figures["dot product"] = {name: dot_product_error(arguments, causal) for name, causal in DIRECTIONS.items()}
         figures["start"] = starts(arguments)
-    done = {(run["task"], run["block_size"], run["pooling"], run["seed"]) for run in figures["runs"]}
-    wanted = [
-        (task, block_size, pooling, seed)
-        for task in arguments.tasks
-        for block_size in arguments.trained_block_sizes
-        for seed in arguments.seeds
-        for pooling in arguments.poolings
-    ]
-    report = ""
-    for run in [None, *(run for run in wanted if run not in done)]:
-        if run is not None:
-            figures["runs"].append(train(*run, arguments))
-        for made in figures["runs"]:
-            made["accuracy"] = {int(step): value for step, value in made["accuracy"].items()}
-        lines = [
-            "# Pooling of blocks",
-            "",
-            "New models read random tokens. Trained ones are those of `train_synthetic` (2 layers, width 64, 4 heads, "
-            f"linear sort net): {arguments.num_blocks} blocks, batches of {arguments.batch_size}, seeds "
-            f"{', '.join(map(str, arguments.seeds))}, {arguments.eval_size} fresh sequences a measurement, 1 thread.",
-            "",
-            about_line(figures["machine"]),
-            *start_tables(figures["start"], figures["dot product"], arguments),
-            *training_tables(figures["runs"], arguments),
-        ]
-        report = "\n".join(lines) + "\n"
-        write_report(output, report, figures)
-    print(report)
+    write_report(output, report(figures, arguments), figures)
+    done = [(run["task"], run["block_size"], run["steps"], run["pooling"], run["seed"]) for run in figures["runs"]]
+    for task in arguments.tasks:
+        for block_size in arguments.trained_block_sizes:
+            for seed in arguments.seeds:
+                for pooling in arguments.poolings:
+                    if (task, block_size, arguments.steps, pooling, seed) not in done:
+                        figures["runs"].append(train(task, block_size, pooling, seed, arguments))
+                        write_report(output, report(figures, arguments), figures)
+    print(report(figures, arguments))
     return figures
 
 

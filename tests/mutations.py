@@ -157,6 +157,27 @@ MUTATIONS = [
         "test_sinkhorn_attention.py::test_causality_is_exact",
     ),
     Mutation(
+        "a normed sum keeps the length of the sum",
+        "sinkhorn_attention.py",
+        "return sums * (sums.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * ",
+        "return sums * ",
+        "test_sinkhorn_balancing.py::test_the_spread_of_normed_logits_depends_on_no_size",
+    ),
+    Mutation(
+        "the sums of a cache are sorted by as they are",
+        "modeling_sinkhorn.py",
+        "candidates = scaled_sums(pooled[:, 0, :n], block_counts(mask, n, size, pooled), pooling)",
+        "candidates = pooled[:, 0, :n]",
+        "test_cache.py::test_cached_logits_are_those_of_the_full_forward",
+    ),
+    Mutation(
+        "the residual counts the columns of padding",
+        "sinkhorn_attention.py",
+        "return (residual if mask is None else residual.masked_fill(~mask, 0.0)).amax(-1)",
+        "return residual.amax(-1)",
+        "test_sinkhorn_attention.py::test_residuals_are_those_of_the_columns_that_take_part",
+    ),
+    Mutation(
         "the columns of a causal sort are normalised over future rows",
         "sinkhorn_attention.py",
         "lambda x: x.logcumsumexp(-2)",
