@@ -27,10 +27,10 @@ class SinkhornConfig(BackboneConfig):
         sort_net: what gives the logits of the sort from the pooled blocks: `linear`, `mlp` (two layers, relu),
             `bilinear` (query and key of each block, free of the maximal length), or `none`: no sort, so that attention
             stays within the own block.
-        block_pooling: how a block becomes one vector: `normed_sum`, the sum of its valid tokens scaled to one length,
-            so that the logits of the sort spread alike at every block size, length and width; `sum` (the paper's),
-            whose logits grow with the block and in causal models with the length; `mean`, or the `first` of the
-            tokens. A causal model pools everything up to the block's first token, or takes that token.
+        block_pooling: how a block becomes one vector: `normed_sum`, the sum of its valid tokens scaled to one norm, so
+            that the logits of the sort spread alike at every block size and length; `sum` (the paper's), whose logits
+            grow with the block and in causal models with the length; `mean`, or the `first` of the tokens. A causal
+            model pools everything up to the block's first token, or takes that token.
         sinkhorn_iterations: column and row normalisations of the sort matrix, up to 10,000, and at least 1 where it is
             balanced.
         sinkhorn_temperature: temperature tau of the sort, at least 1e-6. Smaller brings each row closer to one choice,

@@ -16,7 +16,7 @@ from .block_attention import block_attention
 from .block_sort import arrived_mass, divisor, mass_bias, sort_blocks, sorted_and_own
 from .dot_product_attention import HIDDEN, fused_attention, seen_softmax
 
-# of a pooled vector of `normed_sum`
+# of the vectors of `normed_sum`: with 32 models learned to copy more slowly, with 128 to sort
 POOLED_NORM = 64.0
 
 
@@ -162,7 +162,7 @@ def scaled_sums(sums: torch.Tensor, counts: torch.Tensor, pooling: str) -> torch
     Args:
         sums: (B, n, d).
         counts: (1 or B, n, 1), tokens in each sum.
-        pooling: `sum`, `mean`, or `normed_sum`: each sum scaled to the length `POOLED_NORM`.
+        pooling: `sum`, `mean`, or `normed_sum`: each sum scaled to the norm `POOLED_NORM`.
     """
     if pooling == "mean":
         return sums / counts.clamp(min=1)

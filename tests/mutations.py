@@ -157,7 +157,7 @@ MUTATIONS = [
         "test_sinkhorn_attention.py::test_causality_is_exact",
     ),
     Mutation(
-        "a normed sum keeps the length of the sum",
+        "a normed sum keeps the norm of the sum",
         "sinkhorn_attention.py",
         "return sums * (sums.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * ",
         "return sums * ",

@@ -69,7 +69,7 @@ def randomize(model: torch.nn.Module, seed: int = 0, scale: float = 0.4) -> torc
     generator = torch.Generator().manual_seed(seed)
     saved = model.state_dict()
     tensors = dict(model.named_parameters()) | {name: x for name, x in model.named_buffers() if name in saved}
-    # a sort net of long vectors has small weights, or its matrices hold nothing but 0 and 1
+    # a sort net that reads vectors of norm 64 gets small weights, or its matrices hold nothing but 0 and 1
     is_long = getattr(getattr(model, "config", None), "block_pooling", "") == "normed_sum"
     with torch.no_grad():
         for name, tensor in tensors.items():
