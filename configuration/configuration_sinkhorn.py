@@ -8,9 +8,11 @@ from huggingface_hub.dataclasses import strict
 from .configuration_backbone import BackboneConfig, check_at_least, check_at_most, check_choice
 
 SORT_NETS = ("linear", "mlp", "bilinear", "none")
-BLOCK_POOLINGS = ("sum", "mean", "first")
+BLOCK_POOLINGS = ("normed_sum", "sum", "mean", "first")
 COMBINES = ("concat", "sum", "logits")
 CAUSAL_BALANCINGS = ("softmax", "sinkhorn")
+# below it no gradient is left in float32, and far below it the logits overflow
+MIN_TEMPERATURE = 1e-6
 
 
 @strict
@@ -25,11 +27,15 @@ class SinkhornConfig(BackboneConfig):
         sort_net: what gives the logits of the sort from the pooled blocks: `linear`, `mlp` (two layers, relu),
             `bilinear` (query and key of each block, free of the maximal length), or `none`: no sort, so that attention
             stays within the own block.
-        block_pooling: how a block becomes one vector: `sum` or `mean` of its valid tokens, or the `first` of them. A
-            causal model pools everything up to the block's first token, or takes that token.
+        block_pooling: how a block becomes one vector: `normed_sum`, the sum of its valid tokens scaled to one norm, so
+            that the logits of the sort spread alike at every block size and length; `sum` (the paper's), whose logits
+            grow with the block and in causal models with the length; `mean`, or the `first` of the tokens. A causal
+            model pools everything up to the block's first token, or takes that token.
         sinkhorn_iterations: column and row normalisations of the sort matrix, up to 10,000, and at least 1 where it is
             balanced.
-        sinkhorn_temperature: temperature tau of the sort, positive; smaller is closer to a permutation.
+        sinkhorn_temperature: temperature tau of the sort, at least 1e-6. Smaller brings each row closer to one choice,
+            and needs more iterations: with few, several rows choose the same column, and no permutation results.
+            `sort_residuals` in the outputs show how far the columns are from 1.
         gumbel_noise: add Gumbel noise to the logits of the sort, in training only.
         combine: how the sorted and the own block are attended to: `concat`, one softmax over both; `sum`, a softmax
             over each, added; `logits`, the two logits of a slot added, one softmax, sorted values.
@@ -52,7 +58,7 @@ class SinkhornConfig(BackboneConfig):
 
     block_size: int = 64
     sort_net: str = "linear"
-    block_pooling: str = "sum"
+    block_pooling: str = "normed_sum"
     sinkhorn_iterations: int = 7
     sinkhorn_temperature: float | int = 0.75
     gumbel_noise: bool = True
@@ -87,8 +93,10 @@ class SinkhornConfig(BackboneConfig):
         elif field == "sinkhorn_iterations":
             check_at_least(field, value, 0)
             check_at_most(field, value, 10_000)
-        elif field == "sinkhorn_temperature" and not 0 < value < math.inf:
-            raise ValueError(f"sinkhorn_temperature={value!r} must be positive and finite")
+        elif field == "sinkhorn_temperature":
+            check_at_least(field, value, MIN_TEMPERATURE)
+            if value == math.inf:
+                raise ValueError(f"sinkhorn_temperature={value!r} must be finite")
 
     def validate_architecture(self):
         super().validate_architecture()

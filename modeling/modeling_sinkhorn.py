@@ -25,9 +25,10 @@ from .sinkhorn_sort import (
     Blocks,
     causal_sinkhorn,
     causal_sums,
+    column_residual,
     gumbel_noise,
     pool_blocks,
-    scale_causal_sums,
+    scaled_causal_sums,
     sinkhorn,
 )
 from .softmax_attention import fused_attention, literal_attention, seen_attention, seen_softmax
@@ -114,18 +115,21 @@ class BlockSort(nn.Module):
         self.config = config
         self.net = SORT_NETS[config.sort_net](config)
 
-    def forward(self, hidden_states: torch.Tensor, blocks: Blocks) -> torch.Tensor:
-        """The tokens, (1, T, d), in their blocks -> (R, H, n, n) in at least float32."""
+    def forward(self, hidden_states: torch.Tensor, blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        The tokens, (1, T, d), in their blocks -> (R, H, n, n) in at least float32, and its `column_residual`, (R, H),
+        `None` in causal models.
+        """
         config, filled = self.config, blocks.fill(hidden_states)
         if config.is_causal:
-            pooled = self.pooled_sums(causal_sums(filled, blocks, config.block_pooling))
-        else:
-            pooled = pool_blocks(filled, blocks, config.block_pooling)
-        return self.matrices(pooled, blocks.row_mask())
+            return self.matrices(self.pooled_sums(causal_sums(filled, blocks, config.block_pooling)), None), None
+        mask = blocks.row_mask()
+        matrices = self.matrices(pool_blocks(filled, blocks, config.block_pooling), mask)
+        return matrices, column_residual(matrices, mask)
 
     def pooled_sums(self, sums: torch.Tensor) -> torch.Tensor:
         """`causal_sums`, (R, n, d), -> the pooled blocks."""
-        return scale_causal_sums(sums, self.config.block_size, self.config.block_pooling)
+        return scaled_causal_sums(sums, self.config.block_size, self.config.block_pooling)
 
     def logits(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Pooled blocks (R, r, d) and (R, n, d) -> (R, H, r, n), noise and temperature included."""
@@ -187,7 +191,7 @@ class SinkhornAttention(BackboneAttention):
     def attend(self, inputs, keys, values, rows):
         (hidden_states, queries), options = inputs, self.options
         blocks = Blocks.of(rows, options.block_size, options.is_causal)
-        matrices = None if self.sort is None else self.sort(hidden_states, blocks)
+        matrices = None if self.sort is None else self.sort(hidden_states, blocks)[0]
         outputs = sinkhorn_attention(queries, keys, values, matrices, rows, blocks, options)
         if self.config.mix_dot_product:
             is_causal = options.is_causal
@@ -200,7 +204,7 @@ class SinkhornAttention(BackboneAttention):
     def attend_literally(self, inputs, keys, values, rows):
         (hidden_states, queries), options = inputs, self.options
         blocks = Blocks.of(rows, options.block_size, options.is_causal)
-        matrices = None if self.sort is None else self.sort(hidden_states, blocks)
+        matrices = None if self.sort is None else self.sort(hidden_states, blocks)[0]
         queries, keys, values = (rows.to_rows(x.transpose(1, 2)).transpose(1, 2) for x in (queries, keys, values))
         mask = rows.row_mask()
         outputs, weights = literal_sinkhorn_attention(queries, keys, values, matrices, mask, options)
@@ -251,6 +255,7 @@ class SinkhornPreTrainedModel(BackbonePreTrainedModel):
         "hidden_states": BackboneLayer,
         "attentions": SinkhornAttention,
         "sort_matrices": OutputRecorder(BlockSort),
+        "sort_residuals": OutputRecorder(BlockSort, index=1),
     }
 
 

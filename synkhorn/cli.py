@@ -24,6 +24,7 @@ COMMANDS = (
     "visualize",
     "train_synthetic",
     "causal_balancing",
+    "block_pooling",
     "benchmark",
 )
 

@@ -141,6 +141,27 @@ MUTATIONS = [
         "test_sinkhorn_attention.py::test_causality_is_exact",
     ),
     Mutation(
+        "a normed sum keeps the norm of the sum",
+        "sinkhorn_sort.py",
+        "return sums * (sums.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * ",
+        "return sums * ",
+        "test_sinkhorn_balancing.py::test_the_spread_of_normed_logits_depends_on_no_size",
+    ),
+    Mutation(
+        "the sums of a cache are sorted by as they are",
+        "modeling_sinkhorn.py",
+        "pooled, index = self.pooled_sums(sums), block[:, None, None]",
+        "pooled, index = sums, block[:, None, None]",
+        "test_cache.py::test_cached_logits_are_those_of_the_full_forward",
+    ),
+    Mutation(
+        "the residual counts the columns of padding",
+        "sinkhorn_sort.py",
+        "return (residual if mask is None else residual.masked_fill(~mask[:, None], 0.0)).amax(-1)",
+        "return residual.amax(-1)",
+        "test_sinkhorn_attention.py::test_residuals_are_those_of_the_columns_that_take_part",
+    ),
+    Mutation(
         "the columns of a causal sort are normalised over future rows",
         "sinkhorn_sort.py",
         "lambda x: x.logcumsumexp(-2)",

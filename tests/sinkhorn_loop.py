@@ -13,7 +13,10 @@ def loop_pooled(config, x, block):
     read = x[: start + 1] if config.is_causal else x[start : start + config.block_size]
     if config.block_pooling == "first":
         return x[start]
-    return sum(read) / (len(read) if config.block_pooling == "mean" else 1)
+    total = sum(read)
+    if config.block_pooling == "normed_sum":
+        return 64 * total / (total @ total + 1e-5 * len(total)).sqrt()
+    return total / (len(read) if config.block_pooling == "mean" else 1)
 
 
 def loop_sort_logit(attention, pooled, head, i, j):

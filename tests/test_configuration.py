@@ -19,6 +19,7 @@ from synkhorn import (
     SynthesizerModel,
 )
 from synkhorn.configuration.configuration_backbone import most_even_pair
+from synkhorn.configuration.configuration_sinkhorn import BLOCK_POOLINGS
 
 ROTARY = {"position_embedding_type": "rope", "synthesizers": ["dot_product"]}
 
@@ -96,6 +97,8 @@ def test_impossible_values_are_named(fields, words):
         ({"sinkhorn_iterations": 0, "is_causal": True, "causal_balancing": "sinkhorn"}, ["sinkhorn_iterations", "0"]),
         ({"sinkhorn_iterations": -1, "is_causal": True}, ["sinkhorn_iterations", "-1"]),
         ({"sinkhorn_temperature": 0.0}, ["sinkhorn_temperature", "0.0"]),
+        ({"sinkhorn_temperature": 1e-39}, ["sinkhorn_temperature=1e-39", "at least 1e-06"]),
+        ({"sinkhorn_temperature": float("nan")}, ["sinkhorn_temperature", "nan"]),
         ({"sinkhorn_temperature": float("inf")}, ["sinkhorn_temperature", "inf"]),
         ({"sortcut_blocks": 0}, ["sortcut_blocks", "0"]),
         ({"sortcut_blocks": 5}, ["sortcut_blocks=5", "4 blocks", "block_size=4", "max_position_embeddings=13"]),
@@ -130,10 +133,18 @@ def test_possible_values_of_sinkhorn_run(fields):
 
 def test_defaults_of_sinkhorn():
     config = SinkhornConfig()
-    assert (config.block_size, config.sort_net, config.block_pooling) == (64, "linear", "sum")
+    assert (config.block_size, config.sort_net, config.block_pooling) == (64, "linear", "normed_sum")
     assert (config.sinkhorn_iterations, config.sinkhorn_temperature, config.gumbel_noise) == (7, 0.75, True)
     assert (config.combine, config.mix_dot_product, config.sortcut_blocks) == ("concat", False, None)
     assert (config.causal_balancing, config.share_sort_net, config.num_blocks) == ("softmax", False, 8)
+
+
+def test_a_saved_configuration_says_its_pooling(tmp_path):
+    """Checkpoints from when `sum` was the default are not read with the default of today."""
+    for pooling in BLOCK_POOLINGS:
+        SinkhornConfig(block_pooling=pooling).save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text())["block_pooling"] == pooling
+        assert AutoConfig.from_pretrained(tmp_path).block_pooling == pooling
 
 
 def test_a_causal_lm_takes_no_sortcut():

@@ -105,7 +105,7 @@ EXPORTED = [[name] for name in SYNTHESIZERS] + [SYNTHESIZERS] + [
     {"sort_net": "bilinear", "block_pooling": "mean", "mix_dot_product": True, "combine": "logits"},
     {"sort_net": "none"},
     {"block_pooling": "first", "combine": "sum"},
-    {"sortcut_blocks": 2},
+    {"sortcut_blocks": 2, "block_pooling": "sum"},
 ]  # fmt: skip
 
 
@@ -116,7 +116,12 @@ def test_every_variant_as_onnx(variant, tmp_path):
 
 @pytest.mark.parametrize(
     "variant",
-    [["random", "dot_product"], {"block_pooling": "first"}, {"causal_balancing": "sinkhorn", "block_pooling": "mean"}],
+    [
+        ["random", "dot_product"],
+        {},
+        {"block_pooling": "first"},
+        {"causal_balancing": "sinkhorn", "block_pooling": "mean"},
+    ],
     ids=name_of,
 )
 def test_causal_trunks_as_onnx(variant, tmp_path):

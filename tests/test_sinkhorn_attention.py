@@ -86,7 +86,7 @@ def test_sort_matrices_are_in_the_outputs_of_either_form():
         outputs = model(ids, attention_mask=mask, output_attentions=True)
         assert [matrices.shape for matrices in outputs.sort_matrices] == [(2, 3, 4, 4)] * 3
         assert len(outputs.attentions) == (3 if implementation == "eager" else 0)
-        assert outputs.to_tuple()[-1] is outputs.sort_matrices
+        assert outputs.to_tuple()[-1] is outputs.sort_residuals
         recorded.append(torch.stack(outputs.sort_matrices))
     torch.testing.assert_close(*recorded, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(recorded[0].sum(-1)[:, 0], torch.ones(3, 3, 4))
@@ -94,6 +94,23 @@ def test_sort_matrices_are_in_the_outputs_of_either_form():
     shared = randomize(SinkhornModel(tiny_sinkhorn_config(share_sort_net=True))).eval()
     matrices = shared(ids, output_attentions=True).sort_matrices[0]
     assert torch.equal(matrices[:, 0], matrices[:, 2])
+
+
+def test_residuals_are_those_of_the_columns_that_take_part():
+    ids, mask = random_ids(4, 13), torch.ones(4, 13, dtype=torch.bool)
+    mask[1, 9:], mask[2, 4:8], mask[3, 1:] = False, False, False
+    blocks = [[0, 1, 2, 3], [0, 1, 2], [0, 2, 3], [0]]
+    model = randomize(SinkhornModel(tiny_sinkhorn_config(sinkhorn_iterations=1))).eval()
+    outputs = model(ids, attention_mask=mask, output_attentions=True)
+    for matrices, residuals in zip(outputs.sort_matrices, outputs.sort_residuals, strict=True):
+        assert residuals.shape == (4, 3) and not residuals.requires_grad
+        for row, taking_part in enumerate(blocks):
+            sums = matrices[row][:, taking_part][..., taking_part].sum(1)  # (H, blocks)
+            torch.testing.assert_close(residuals[row], (sums - 1).abs().max(-1).values)
+        assert residuals[:3].min() > 1e-3
+    # nothing balances the columns of a causal sort
+    causal = SinkhornModel(tiny_sinkhorn_config(is_causal=True)).eval()(ids, output_attentions=True)
+    assert len(causal.sort_matrices) == 2 and causal.sort_residuals == ()
 
 
 @every_case

@@ -5,11 +5,15 @@ import math
 import pytest
 import torch
 from comparison import rows_of
+from hypothesis import given
+from hypothesis import strategies as st
 from sinkhorn_loop import loop_pooled
-from variants import tiny_sinkhorn_config
+from variants import random_ids, tiny_sinkhorn_config
 
-from synkhorn import causal_sinkhorn, sinkhorn
-from synkhorn.modeling.sinkhorn_sort import Blocks, causal_sums, pool_blocks, scale_causal_sums
+from synkhorn import SinkhornConfig, SinkhornModel, causal_sinkhorn, sinkhorn
+from synkhorn.configuration.configuration_sinkhorn import BLOCK_POOLINGS, MIN_TEMPERATURE
+from synkhorn.modeling.modeling_sinkhorn import SORT_NETS
+from synkhorn.modeling.sinkhorn_sort import Blocks, causal_sums, pool_blocks, scaled_causal_sums
 
 
 @pytest.mark.parametrize("iterations", [1, 7, 200])
@@ -83,7 +87,7 @@ def test_balancing_survives_any_logits(is_causal, dtype):
         assert logits.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("pooling", ["sum", "mean", "first"])
+@pytest.mark.parametrize("pooling", BLOCK_POOLINGS)
 def test_pooling_equals_its_definition(pooling):
     x = torch.randn(3, 11, 5)
     mask = torch.ones(3, 11, dtype=torch.bool)
@@ -94,10 +98,62 @@ def test_pooling_equals_its_definition(pooling):
         blocks = Blocks.of(rows, 4, is_causal)
         filled = blocks.fill(rows.gather(x))
         if is_causal:
-            pooled = scale_causal_sums(causal_sums(filled, blocks, pooling), 4, pooling)
+            pooled = scaled_causal_sums(causal_sums(filled, blocks, pooling), 4, pooling)
         else:
             pooled = pool_blocks(filled, blocks, pooling)
         for row, own in enumerate(rows.in_order(pooled)):
             valid = x[row, mask[row]]
             for block in range(-(-len(valid) // 4)):
                 torch.testing.assert_close(own[block], loop_pooled(config, valid, block))
+
+
+@given(st.sampled_from([1, 2, 8, 32, 64, 256]), st.integers(3, 40), st.booleans(), st.sampled_from(["linear", "mlp"]))
+def test_the_spread_of_normed_logits_depends_on_no_size(block_size, n, is_causal, sort_net):
+    """As that of blocks of 1 token: sums of 64 times as many tokens give logits 8 times as large."""
+    torch.manual_seed(0)
+    config = SinkhornConfig(
+        block_size=block_size,
+        sort_net=sort_net,
+        is_causal=is_causal,
+        hidden_size=64,
+        num_attention_heads=4,
+        max_position_embeddings=n * block_size,
+    )
+    net = SORT_NETS[sort_net](config)
+    net.initialize_parameters(0.02)
+    states = torch.randn(2, n * block_size, 64)
+    blocks = Blocks.of(rows_of(states), block_size, is_causal)
+
+    def spread(pooling: str, scale: float = 1.0) -> float:
+        filled = blocks.fill(scale * states.flatten(0, 1)[None])
+        if is_causal:
+            pooled = scaled_causal_sums(causal_sums(filled, blocks, pooling), block_size, pooling)
+        else:
+            pooled = pool_blocks(filled, blocks, pooling)
+        return net(pooled, pooled).std(-1).mean().item()
+
+    expected = {"linear": 0.02 * 64, "mlp": 0.02**2 * 64 * 8**0.5}[sort_net]
+    for scale in (0.1, 1.0, 10.0):
+        assert expected / 2 < spread("normed_sum", scale) < expected * 2
+    if block_size == 256:
+        assert spread("sum") > 1.5 * expected
+
+
+@pytest.mark.parametrize("pooling", BLOCK_POOLINGS)
+@pytest.mark.parametrize("sort_net", SORT_NETS)
+def test_the_smallest_temperature_is_finite(sort_net, pooling):
+    for is_causal in (False, True):
+        config = tiny_sinkhorn_config(
+            sort_net=sort_net,
+            block_pooling=pooling,
+            is_causal=is_causal,
+            causal_balancing="sinkhorn",
+            sinkhorn_temperature=MIN_TEMPERATURE,
+        )
+        model = SinkhornModel(config)
+        # identical tokens too, whose blocks tie
+        outputs = model(torch.cat((random_ids(2, 13), torch.full((1, 13), 3)))).last_hidden_state
+        outputs.square().sum().backward()
+        assert outputs.isfinite().all()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        assert torch.stack([grad.square().sum() for grad in gradients]).isfinite().all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from synkhorn.scripts import causal_balancing, train_synthetic
+from synkhorn.scripts import block_pooling, causal_balancing, train_synthetic
 from synkhorn.scripts.data.synthetic_tasks import (
     IGNORED,
     chance_of_copy,
@@ -108,3 +108,24 @@ def test_balancing_moves_a_causal_sort_to_the_previous_block(tmp_path):
     assert "| no preference | 0.500 | 0.250 | 0.200 |" in output.with_suffix(".md").read_text()
     with Image.open(output.with_suffix(".png")) as picture:
         assert picture.size[0] > 800
+
+
+def test_poolings_are_compared_and_a_repeated_command_trains_nothing_twice(tmp_path, monkeypatch):
+    output = tmp_path / "pooling"
+    sizes = "--hidden_size 16 --lengths 16 256 --block_sizes 4 16 --poolings sum normed_sum"
+    training = "--trained_block_sizes 2 --steps 2 --eval_every 1 --eval_size 4 --seeds 0 1"
+    arguments = [*sizes.split(), *training.split(), "--output", str(output)]
+    figures = block_pooling.main(arguments)
+    assert len(figures["start"]) == 3 * 2 * 2 * 2 * 2 and len(figures["runs"]) == 2 * 2 * 2
+    starts = [
+        figure for figure in figures["start"] if (figure["sort_net"], figure["direction"]) == ("linear", "causal")
+    ]
+    spread = {(x["pooling"], x["block_size"], x["length"]): x["spread"] for x in starts}
+    assert spread["sum", 4, 256] > 2 * spread["sum", 4, 16]
+    assert spread["normed_sum", 4, 256] == pytest.approx(spread["normed_sum", 4, 16], rel=0.5)
+    # one block has no other to choose from
+    assert spread["sum", 16, 16] is None
+    means = output.with_suffix(".md").read_text()
+    monkeypatch.setattr(train_synthetic, "train", lambda *arguments: pytest.fail("trained again"))
+    assert block_pooling.main(arguments)["runs"] == figures["runs"]
+    assert output.with_suffix(".md").read_text() == means and "| `normed_sum` | 2 | " in means

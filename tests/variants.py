@@ -38,6 +38,7 @@ TINY = {
 }
 SINKHORN_VARIANTS = [
     {},
+    {"block_pooling": "sum"},
     {"sort_net": "mlp", "share_sort_net": True},
     {"sort_net": "bilinear", "block_pooling": "mean"},
     {"sort_net": "none"},
@@ -67,10 +68,13 @@ def randomize(model: torch.nn.Module, seed: int = 0, scale: float = 0.4) -> torc
     """Give every parameter and every buffer that is saved a random value, biases and mixture weights too."""
     generator = torch.Generator().manual_seed(seed)
     saved = model.state_dict()
-    buffers = [buffer for name, buffer in model.named_buffers() if name in saved]
+    tensors = dict(model.named_parameters()) | {name: x for name, x in model.named_buffers() if name in saved}
+    # a sort net that reads vectors of norm 64 gets small weights, or its matrices hold nothing but 0 and 1
+    is_long = getattr(getattr(model, "config", None), "block_pooling", "") == "normed_sum"
     with torch.no_grad():
-        for tensor in (*model.parameters(), *buffers):
-            tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * scale)
+        for name, tensor in tensors.items():
+            own = scale / 16 if is_long and "net." in name else scale
+            tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * own)
     return model
 
 

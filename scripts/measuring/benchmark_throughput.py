@@ -47,7 +47,7 @@ class ThroughputArguments(SizeArguments):
     order: str = field(
         default="random",
         metadata={
-            "help": "How reviews come into batches: `random`, as in training, or `length`, those of like length together.",
+            "help": "How reviews come into batches: `random`, as in training, or `length`, like lengths together.",
             "choices": ["random", "length"],
         },
     )
