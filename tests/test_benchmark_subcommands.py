@@ -32,26 +32,35 @@ def test_throughput_is_measured_on_real_reviews(tmp_path):
     output = str(tmp_path / "throughput")
     benchmark.main([*call, "--batch_size", "2", "--max_samples", "40", "--output", output])
     results = json.loads((tmp_path / "throughput.json").read_text())["results"]
-    assert [len(row["seconds"]) for row in results] == [3, 3, 3, 3, 0]
+    assert [len(row["training"]) for row in results] == [len(row["evaluation"]) for row in results] == [3, 3, 3, 3, 0]
     assert results[-1]["missing"] == "ValueError: mamba2 has no classifier"
-    assert results[0]["speed times floor"] == results[1]["speed times peer"] == 1
+    assert results[0]["training times floor"] == results[1]["evaluation times peer"] == 1
     text = (tmp_path / "throughput.md").read_text()
     assert "| `mamba2` | ValueError: mamba2 has no classifier |" in text and text.count("| `sinkhorn` |") == 1
 
 
-def test_batches_are_drawn_from_all_lengths():
-    arguments = benchmark_throughput.ThroughputArguments(batch_size=4, batches=3, max_samples=400, vocab_size=300)
+def test_batches_come_in_either_order_and_of_all_lengths():
+    options = {"batch_size": 4, "batches": 3, "max_samples": 400, "vocab_size": 300, "max_length": 1024}
+    arguments = benchmark_throughput.ThroughputArguments(**options, order="length")
     warm_up, *timed = [batch["input_ids"].shape[1] for batch in benchmark_throughput.draw_batches(arguments)]
     # a stride of 25 met the longest batch of every hundred documents
     assert warm_up == 1024 and min(timed) < 800 and len(timed) == 3
+    random = benchmark_throughput.draw_batches(benchmark_throughput.ThroughputArguments(**options))
+    spread = [batch["attention_mask"].sum(-1) for batch in random]
+    assert max(lengths.max() - lengths.min() for lengths in spread) > 300
 
 
 def test_documents_per_second_leave_out_the_batch_that_warms_up():
-    batches = [{"input_ids": torch.zeros(4, 64)}, {"input_ids": torch.zeros(4, 128)}, {"input_ids": torch.zeros(4, 64)}]
-    rows = [{"model": FLOOR, "seconds": [9.0, 1.0, 1.0]}, {"model": "dense", "seconds": [9.0, 2.0, 2.0]}]
+    batches = [{"input_ids": torch.zeros(4, n), "attention_mask": torch.ones(4, n)} for n in (64, 128, 64)]
+    batches[1]["attention_mask"][:, 64:] = 0
+    rows = [
+        {"model": model, "training": [9.0, step, step], "evaluation": [9.0, step / 2, step / 2]}
+        for model, step in ((FLOOR, 1.0), ("dense", 2.0))
+    ]
     floor, dense = benchmark_throughput.summary(rows, batches)
-    assert (floor["documents/s"], dense["documents/s"], dense["tokens/s"]) == (4, 2, 192)
-    assert dense["speed times floor"] == 0.5 and "speed times peer" not in dense
+    assert (floor["training documents/s"], dense["training documents/s"], dense["training tokens/s"]) == (4, 2, 128)
+    assert (floor["evaluation documents/s"], dense["evaluation documents/s"]) == (8, 4)
+    assert dense["training times floor"] == 0.5 and "training times peer" not in dense
 
 
 def test_a_profile_adds_up_to_the_step(tmp_path):
