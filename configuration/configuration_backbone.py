@@ -208,6 +208,10 @@ class BackboneConfig(PreTrainedConfig):
             check_choice(
                 "rope_type", self.rope_parameters.get("rope_type", "default"), ["default", *ROPE_INIT_FUNCTIONS]
             )
+            if self.rope_parameters.get("rope_type") == "longrope":
+                raise ValueError(
+                    "rope_type='longrope' rotates a token by the length of its batch: choose another, such as yarn"
+                )
             part = self.rope_parameters.get("partial_rotary_factor", 1.0)
             if part != 1:
                 raise ValueError(

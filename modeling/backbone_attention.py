@@ -55,14 +55,19 @@ class BackboneAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
-            hidden_states: (1, T, d), the tokens.
+            hidden_states: (1, T, d), the tokens, or (B, L, d) where nothing is masked.
             rows: which rows they are.
-            position_embeddings: cosines and sines of the rotary embedding, (1, T, dh) each, or `None`.
+            position_embeddings: cosines and sines of the rotary embedding, of each token, or `None`.
             cache: the model's cache, or `None`.
 
         Returns:
-            (1, T, d), and, in the literal form, the effective weights (R, H, L, L or positions in the cache).
+            In the shape of the tokens, and, in the literal form, the effective weights (R, H, L, L or positions in the
+            cache).
         """
+        shape, hidden_states = hidden_states.shape, hidden_states.flatten(0, 1)[None]
+        if position_embeddings is not None:
+            cosines, sines = (x.flatten(0, 1)[None] for x in position_embeddings)
+            position_embeddings = cosines, sines
         inputs, keys, values = self.project(hidden_states, position_embeddings)
         weights = None
         if cache is not None:
@@ -83,7 +88,7 @@ class BackboneAttention(nn.Module):
                 outputs = rows.to_tokens(outputs.transpose(1, 2).flatten(2))
             else:
                 outputs = self.attend(inputs, keys, values, rows)
-        return self.output(outputs), weights
+        return self.output(outputs).view(shape), weights
 
     @staticmethod
     def rows_of(states: torch.Tensor, rows: Rows) -> torch.Tensor:

@@ -10,10 +10,10 @@ from .softmax_attention import precise
 
 
 def pool(hidden_states: torch.Tensor, rows: Rows, pooling: str) -> torch.Tensor:
-    """(1, T, d) tokens -> (R, d): mean of each row's tokens, the first (`cls`) or the `last`; 0 for an empty row."""
+    """Tokens -> (R, d): mean of each row's tokens, the first (`cls`) or the `last`; 0 for an empty row."""
     pooled = []
     sizes = [count * length for count, length in rows.groups]
-    for tokens, (count, length) in zip(hidden_states[0].split(sizes), rows.groups, strict=True):
+    for tokens, (count, length) in zip(hidden_states.flatten(0, 1).split(sizes), rows.groups, strict=True):
         tokens = tokens.unflatten(0, (count, length))  # (rows, length, d)
         if not length:
             pooled.append(tokens.sum(1))
@@ -68,7 +68,7 @@ class MaskedLMHead(nn.Module):
 
 
 def token_labels(labels: torch.Tensor | None, rows: Rows) -> torch.Tensor | None:
-    """(B, L) labels -> those of the tokens, (1, T); -100 at masked tokens, which static rows keep."""
+    """(B, L) labels -> those of the tokens; -100 at masked tokens, which static rows keep."""
     if labels is None:
         return None
     return rows.gather(labels if rows.valid is None else labels.masked_fill(~rows.valid, -100))

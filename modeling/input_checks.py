@@ -23,14 +23,11 @@ def check_range(name: str, ids: torch.Tensor | None, field: str, size: int) -> N
 
 def check_no_types(token_type_ids: torch.Tensor) -> None:
     """Check that types are all 0, as tokenizers of BERT give them; where values cannot be read it is asserted."""
-    fault = (
-        "token_type_ids holds types other than 0, but type_vocab_size=0: set it in the configuration, or call the "
-        "tokenizer with return_token_type_ids=False"
-    )
+    fault = "but type_vocab_size=0: set it in the configuration, or call the tokenizer with return_token_type_ids=False"
     if not reads_values(token_type_ids):
-        torch._assert_async((token_type_ids == 0).all(), fault)
+        torch._assert_async((token_type_ids == 0).all(), f"token_type_ids holds types other than 0, {fault}")
     elif token_type_ids.any():
-        raise ValueError(fault)
+        raise ValueError(f"token_type_ids holds {token_type_ids.max()}, {fault}")
 
 
 def check_inputs(
@@ -52,7 +49,8 @@ def check_inputs(
         )
     batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
     if length < 1:
-        raise ValueError("the input has 0 tokens, but this model takes at least 1")
+        longest = config.max_position_embeddings
+        raise ValueError(f"the input has 0 tokens, but this model takes 1 to max_position_embeddings={longest}")
     if position_ids is not None and position_ids.shape not in ((batch, length), (1, length)):
         raise ValueError(
             f"position_ids has shape {tuple(position_ids.shape)}, but must be {(batch, length)} or (1, {length})"

@@ -133,7 +133,7 @@ class BackbonePreTrainedModel(PreTrainedModel):
 
 @dataclass
 class BackboneOutput(BaseModelOutputWithPast):
-    """With `keep_tokens`, `last_hidden_state` is (1, tokens, hidden_size), and `rows` say where these belong."""
+    """With `keep_tokens`, `last_hidden_state` is that of the tokens only, and `rows` say where these belong."""
 
     rows: Rows | None = None
 
@@ -204,8 +204,8 @@ class BackboneModel(BackbonePreTrainedModel):
             past_key_values: a `DynamicCache` or `StaticCache` made with `config=model.config`, or returned before, that
                 holds the tokens before these. Causal models only.
             use_cache: return a cache; a causal model does unless `config.use_cache` is false.
-            keep_tokens: for heads: `last_hidden_state` holds the valid tokens only, (1, tokens, hidden_size), and
-                `rows` says where they belong.
+            keep_tokens: for heads: `last_hidden_state` holds the valid tokens only, (1, tokens, hidden_size) where any
+                is masked, and `rows` says where they belong.
 
         Returns:
             `last_hidden_state` (batch, length, hidden_size), 0 at masked tokens, `past_key_values`, and, on request,
@@ -231,7 +231,7 @@ class BackboneModel(BackbonePreTrainedModel):
         rows, past_key_values = self._rows(tokens, attention_mask, position_ids, past_key_values, use_cache, packing)
         outputs = self.encode(
             rows.gather(input_ids),
-            position_ids=rows.positions if position_ids is None else rows.gather(position_ids),
+            position_ids=rows.own_positions() if position_ids is None else rows.gather(position_ids),
             token_type_ids=rows.gather(token_type_ids),
             inputs_embeds=rows.gather(inputs_embeds),
             past_key_values=past_key_values,
@@ -242,7 +242,7 @@ class BackboneModel(BackbonePreTrainedModel):
         for name in self._can_record_outputs:
             if outputs.get(name) is not None:
                 restore = {"hidden_states": rows.scatter, "attentions": rows.scatter_weights}.get(name, rows.in_order)
-                outputs[name] = tuple(restore(tensor) for tensor in outputs[name])
+                outputs[name] = tuple(None if x is None else restore(x) for x in outputs[name])
         if keep_tokens:
             outputs["rows"] = rows
         else:
@@ -260,7 +260,7 @@ class BackboneModel(BackbonePreTrainedModel):
         rows: Rows,
         **kwargs,
     ) -> BackboneOutput:
-        """`forward` for the tokens of the rows: (1, T) ids, positions and types, or (1, T, d) embeddings."""
+        """`forward` for the tokens of the rows, (1, T) or (B, L): ids, positions and types, or embeddings."""
         hidden_states = self.embeddings(input_ids, inputs_embeds, position_ids, token_type_ids)
         position_embeddings = None
         if self.config.position_embedding_type == "rope":

@@ -65,7 +65,7 @@ class BackboneHead(BackbonePreTrainedModel):
         return self.model.get_position_embeddings()
 
     def base_outputs(self, *inputs: torch.Tensor | None, **kwargs) -> BackboneOutput:
-        """The outputs of the base model: hidden states of the valid tokens, (1, T, d), and their `rows`."""
+        """The outputs of the base model: hidden states of the tokens, and their `rows`."""
         return self.model(*inputs, **{"use_cache": False} | kwargs | {"return_dict": True, "keep_tokens": True})
 
 
@@ -116,9 +116,9 @@ class BackboneForMaskedLM(BackboneHead):
         is_sparse = labels is not None and self.training and self.config.sparse_prediction
         if is_sparse:
             # in the order of the input, as `labels[labels != -100]` is
-            places = rows.scatter(torch.arange(rows.num_tokens, device=targets.device)[None])
+            places = rows.scatter(torch.arange(rows.num_tokens, device=targets.device).view(targets.shape))
             labelled = places[rows.scatter(targets, fill=-100) != -100]
-            hidden_states, targets = hidden_states[0, labelled], targets[0, labelled]
+            hidden_states, targets = hidden_states.flatten(0, 1)[labelled], targets.flatten()[labelled]
         logits = self.mlm_decoder(self.mlm_head(hidden_states))
         loss = None
         if labels is not None:
@@ -318,7 +318,7 @@ class BackboneForQuestionAnswering(BackboneHead):
         document; one at or past the length takes no loss. The logits of masked tokens are the lowest number.
         """
         outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
-        logits, rows = self.qa_outputs(outputs.last_hidden_state), outputs.rows  # (1, T, 2)
+        logits, rows = self.qa_outputs(outputs.last_hidden_state), outputs.rows
         lowest = torch.finfo(logits.dtype).min
         start_logits, end_logits = rows.scatter(logits, fill=lowest).unbind(-1)
         loss = None

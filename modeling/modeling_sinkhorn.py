@@ -121,9 +121,10 @@ class BlockSort(nn.Module):
         `None` in causal models.
         """
         config, filled = self.config, blocks.fill(hidden_states)
+        mask = blocks.row_mask
         if config.is_causal:
-            return self.matrices(self.pooled_sums(causal_sums(filled, blocks, config.block_pooling)), None), None
-        mask = blocks.row_mask()
+            matrices = self.matrices(self.pooled_sums(causal_sums(filled, blocks, config.block_pooling)), None)
+            return matrices if mask is None else matrices * mask[:, None, :, None], None
         matrices = self.matrices(pool_blocks(filled, blocks, config.block_pooling), mask)
         return matrices, column_residual(matrices, mask)
 
@@ -136,6 +137,11 @@ class BlockSort(nn.Module):
         # sums over many tokens would overflow half precision
         with torch.autocast(rows.device.type, enabled=False):
             logits = self.net(rows, columns)
+        if logits.shape[-1] != columns.shape[1]:
+            raise ValueError(
+                f"block_size={self.config.block_size} gives {columns.shape[1]} blocks, but the sort net was made for "
+                f"{logits.shape[-1]}: make the model with that block_size"
+            )
         if self.training and self.config.gumbel_noise:
             logits = logits + gumbel_noise(logits)
         return logits / self.config.sinkhorn_temperature

@@ -2,17 +2,16 @@
 Which tokens of a batch there are, which row each belongs to, and at which position in it. This is the only file that
 knows of padding and of packed documents: a masked token is not there, wherever it stands.
 
-The layers see (1, T, d), the T valid tokens, row after row. Rows of one length stand together, so that a batch is a few
-dense groups of rows (row count, length) without any padding. A traced graph cannot drop tokens, because its shapes may
-not depend on data: there every row is a whole one of the group (B, L), its valid tokens first, and `mask` says how many
-they are.
+The layers see (1, T, d), the T valid tokens, row after row; without padding the tokens are the input, (B, L, d). Rows
+of one length stand together, so that a batch is a few dense groups of rows (row count, length) without any padding. A
+traced graph cannot drop tokens, because its shapes may not depend on data: there every row is a whole one of the group
+(B, L), its valid tokens first, and `mask` says how many they are.
 """
 
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 
 def is_static() -> bool:
@@ -176,6 +175,10 @@ class Rows(NamedTuple):
         device = self.positions.device
         return torch.arange(self.longest, device=device) < torch.tensor(self.lengths, device=device)[:, None]
 
+    def own_positions(self) -> torch.Tensor:
+        """The positions in the shape of the tokens, (1, T) or (B, L)."""
+        return self.positions.view(self.shape) if self.source is None else self.positions
+
     def new_positions(self) -> torch.Tensor:
         """(B, L), the positions of new tokens behind a cache."""
         return self.positions.view(self.groups[0])
@@ -200,23 +203,26 @@ class Rows(NamedTuple):
     # between the input and the tokens
 
     def gather(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
-        """(B, L, ...) or, shared by all rows, (1, L, ...) -> (1, T, ...)"""
+        """(B, L, ...) or, shared by all rows, (1, L, ...) -> (1, T, ...); (B, L, ...) if the tokens are the input."""
         if tensor is None:
             return None
-        tensor = tensor.expand(self.shape[0], *tensor.shape[1:]).flatten(0, 1)
-        return (tensor if self.source is None else tensor.index_select(0, self.source))[None]
+        tensor = tensor.expand(self.shape[0], *tensor.shape[1:])
+        return tensor if self.source is None else tensor.flatten(0, 1).index_select(0, self.source)[None]
 
     def scatter(self, tokens: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
-        """(1, T, ...) -> (B, L, ...), `fill` where the input is masked."""
-        tokens, tail = tokens[0], tokens.shape[2:]
+        """(1, T, ...) or (B, L, ...) of the tokens -> (B, L, ...), `fill` where the input is masked."""
+        tail = tokens.shape[2:]
         if self.source is None:
             return tokens.view(*self.shape, *tail)
+        tokens = tokens[0]
         given = tokens.new_full((self.shape[0] * self.shape[1], *tail), fill).index_copy(0, self.source, tokens)
         given = given.view(*self.shape, *tail)
         return given if self.valid is None else given.masked_fill(~self.valid.view(*self.shape, *[1] * len(tail)), fill)
 
     def scatter_weights(self, weights: torch.Tensor) -> torch.Tensor:
         """(R, H, longest, `end` or longest) weights of our rows -> (B, H, L, `end`) of the input, 0 where masked."""
+        if self.source is None and self.cached_mask is None and not self.is_packed:
+            return weights
         count = self.shape[0]
         exists = self.valid if self.valid is not None else self.scatter(torch.ones_like(self.positions)).bool()
         row, rank = (self.scatter(x[None]) for x in (self.token_rows(), self.token_ranks()))  # (B, L)
@@ -266,7 +272,7 @@ class Rows(NamedTuple):
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))[None]
 
     def shift(self, labels: torch.Tensor, ignored: int) -> torch.Tensor:
-        """(1, T) labels of the tokens -> those of the next token of the same row, `ignored` at a row's last token."""
-        shifted = F.pad(labels[:, 1:], (0, 1), value=ignored)
-        row = self.token_rows()
-        return shifted.masked_fill(F.pad(row[1:] != row[:-1], (0, 1), value=True)[None], ignored)
+        """Labels of the tokens -> those of the next token of the same row, `ignored` at a row's last token."""
+        lengths = torch.tensor(self.lengths, device=labels.device)[self.token_rows()]
+        shifted = labels.flatten().roll(-1).masked_fill(self.token_ranks() + 1 == lengths, ignored)
+        return shifted.view(labels.shape)

@@ -29,6 +29,7 @@ class Blocks(NamedTuple):
     tail: slots that a single group of rows of one length lacks to whole blocks.
     slots: (T,), the slot of each token among the N b of all blocks; `None` in a single group.
     valid: (N, b), true at slots that hold a valid token; `None` if all do, or if only later tokens can see the others.
+    row_mask: (R, n), true at blocks that hold a valid token; `None` if all do.
     """
 
     size: int
@@ -36,6 +37,7 @@ class Blocks(NamedTuple):
     tail: int
     slots: torch.Tensor | None
     valid: torch.Tensor | None
+    row_mask: torch.Tensor | None
 
     @classmethod
     def of(cls, rows: Rows, size: int, is_causal: bool) -> "Blocks":
@@ -50,7 +52,8 @@ class Blocks(NamedTuple):
             if not is_causal and (rows.mask is not None or torch.compiler.is_exporting() or tail):
                 ones = torch.ones(count, length, dtype=torch.bool, device=rows.positions.device)
                 valid = F.pad(ones if rows.mask is None else rows.mask, (0, tail)).view(count * n, size)
-            return cls(size, ((count, n),), tail, None, valid)
+            row_mask = None if rows.mask is None else F.pad(rows.mask, (0, tail)).view(count, n, size)[:, :, 0]
+            return cls(size, ((count, n),), tail, None, valid, row_mask)
         counts = [-(-length // size) for length in rows.lengths]
         groups: list[tuple[int, int]] = []
         for count, n in ((1, n) for n in counts):
@@ -64,7 +67,8 @@ class Blocks(NamedTuple):
         if not is_causal:
             valid = torch.zeros(sum(counts) * size, dtype=torch.bool, device=device)
             valid = valid.index_fill(0, slots, True).view(-1, size)
-        return cls(size, tuple(groups), 0, slots, valid)
+        row_mask = torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
+        return cls(size, tuple(groups), 0, slots, valid, row_mask)
 
     @property
     def num_blocks(self) -> int:
@@ -84,7 +88,7 @@ class Blocks(NamedTuple):
             return filled.unflatten(0, (self.num_blocks, self.size))
         rows, n = self.groups[0]
         if torch.compiler.is_exporting() or self.tail:
-            tokens = tokens.view(rows, -1, *tail)
+            tokens = tokens.view(rows, n * self.size - self.tail, *tail)
             tokens = F.pad(tokens, (0, 0) * len(tail) + (0, self.tail))
         filled = tokens.reshape(rows * n, self.size, *tail)
         if self.valid is not None:
@@ -118,10 +122,6 @@ class Blocks(NamedTuple):
             return of_rows.flatten(0, 1)
         parts = of_rows.split([rows for rows, _ in self.groups])
         return torch.cat([part[:, :n].flatten(0, 1) for part, (_, n) in zip(parts, self.groups, strict=True)])
-
-    def row_mask(self) -> torch.Tensor | None:
-        """(R, n), true at blocks that hold a valid token; `None` if all do, or if it makes no difference."""
-        return None if self.valid is None else self.to_rows(self.valid.any(-1))
 
     def is_first(self, device: torch.device) -> torch.Tensor:
         """(N,), true at the first block of each row."""
@@ -285,7 +285,9 @@ def column_residual(matrices: torch.Tensor, mask: torch.Tensor | None) -> torch.
         (R, H)
     """
     residual = (matrices.detach().sum(-2) - 1).abs()
-    return (residual if mask is None else residual.masked_fill(~mask[:, None], 0.0)).amax(-1)
+    residual = residual if mask is None else residual.masked_fill(~mask[:, None], 0.0)
+    # a batch of nothing but padding has no blocks
+    return F.pad(residual, (0, 1)).amax(-1)
 
 
 def gumbel_noise(logits: torch.Tensor) -> torch.Tensor:

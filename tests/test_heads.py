@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from comparison import rows_of
 from datasets import Dataset
 from torch.nn import functional as F
@@ -295,7 +296,7 @@ def test_types_that_are_all_zero_carry_nothing():
     one = types.clone()
     one[1, 3] = 1
     assert torch.equal(model(ids, token_type_ids=types).last_hidden_state, expected)
-    with pytest.raises(ValueError, match="holds types other than 0, but type_vocab_size=0"):
+    with pytest.raises(ValueError, match="holds 1, but type_vocab_size=0"):
         model(ids, token_type_ids=one)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(ids, token_type_ids=types).last_hidden_state, expected)
@@ -328,3 +329,15 @@ def test_sparse_predictions_are_those_of_the_labelled_tokens_in_order():
     assert sparse(ids, attention_mask=mask).logits.shape == (3, 11, 40)
     assert sparse(ids, labels=torch.full_like(ids, -100)).logits.shape == (0, 40)
     assert sparse.eval()(ids, attention_mask=mask, labels=labels).logits.shape == (3, 11, 40)
+
+
+def test_gradients_of_recorded_states_and_weights_where_nothing_is_padded():
+    for config in (tiny_config(["dense"]), tiny_sinkhorn_config()):
+        config._attn_implementation = "eager"
+        model = transformers.AutoModel.from_config(config)
+        outputs = model(random_ids(2, 9), output_hidden_states=True, output_attentions=True)
+        recorded = [outputs.hidden_states[0], outputs.hidden_states[1], outputs.attentions[0]]
+        for tensor in recorded:
+            tensor.retain_grad()
+        outputs.last_hidden_state.square().sum().backward()
+        assert all(tensor.grad.abs().max() > 0 for tensor in recorded)

@@ -21,19 +21,20 @@ from synkhorn.hub_export import export_code
 
 HERE = Path(__file__).parent
 SHARED_CODE = {
+    "backbone_attention.py",
+    "backbone_layers.py",
     "configuration_backbone.py",
-    "dot_product_attention.py",
-    "left_alignment.py",
+    "head_layers.py",
+    "input_checks.py",
     "modeling_backbone.py",
     "modeling_heads.py",
     "position_cache.py",
+    "rows.py",
+    "softmax_attention.py",
 }
-CODE = {
-    family: SHARED_CODE | {f"configuration_{family}.py", f"modeling_{family}.py", f"{family}_attention.py"}
-    for family in FAMILIES
-}
-CODE["synthesizer"] |= {"synthesizer_logits.py", "tiled_attention.py"}
-CODE["sinkhorn"] |= {"block_attention.py", "block_sort.py", "sinkhorn_cache.py"}
+CODE = {family: SHARED_CODE | {f"configuration_{family}.py", f"modeling_{family}.py"} for family in FAMILIES}
+CODE["synthesizer"] |= {"synthesizer_logits.py", "synthesizer_kernels.py"}
+CODE["sinkhorn"] |= {f"sinkhorn_{name}.py" for name in ("attention", "cache", "decoding", "kernels", "sort")}
 every_family = pytest.mark.parametrize("family", CODE)
 
 
@@ -111,8 +112,8 @@ def test_exported_code_imports_only_its_folder_and_its_dependencies(family, tmp_
                 assert node.level == 1 and (tmp_path / f"{node.module}.py").exists()
             elif isinstance(node, ast.ImportFrom):
                 assert node.module.split(".")[0] in {
-                    "abc", "collections", "dataclasses", "difflib", "huggingface_hub", "torch", "transformers",
-                    "typing",
+                    "abc", "collections", "dataclasses", "difflib", "functools", "huggingface_hub", "itertools", "torch",
+                    "transformers", "typing",
                 }  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == CODE[family]
 

@@ -114,7 +114,7 @@ def test_perplexity_is_that_of_the_saved_model(texts, tmp_path):
     rows = as_rows(held_out, "text", tokenizer, 32, packing=False, num_workers=None)["input_ids"]
     nats = count = characters = 0
     with torch.no_grad():
-        for row in rows:
+        for row in (row for row in rows if len(row) > 1):
             ids = torch.tensor([row])
             nats += model(ids, labels=ids).loss.item() * (len(row) - 1)
             count += len(row) - 1

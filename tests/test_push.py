@@ -101,7 +101,7 @@ def test_weights_in_several_files(checkpoint, tmp_path):
         push.main([str(checkpoint), "--to", str(tmp_path / "again")])
 
 
-@pytest.mark.parametrize("missing", ["README.md", "model.safetensors", "config.json", "left_alignment.py"])
+@pytest.mark.parametrize("missing", ["README.md", "model.safetensors", "config.json", "rows.py"])
 def test_what_lacks_something_is_refused(checkpoint, missing, tmp_path):
     (checkpoint / missing).unlink()
     with pytest.raises(ValueError, match=f"my-model' has no .*{missing}"):

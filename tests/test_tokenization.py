@@ -10,8 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from variants import tiny_config
 
 from synkhorn import SynthesizerConfig, SynthesizerForSequenceClassification
-from synkhorn.scripts.arguments import ModelArguments
-from synkhorn.scripts.models import load_model
+from synkhorn.scripts.training.models import ModelArguments, load_model
 from synkhorn.tokenization.tokenization_synkhorn import byte_tokenizer, token_fields, train_tokenizer
 
 TEXTS = ["the cat sat on the mat", "der Hund saß auf der Matte", "猫坐在垫子上", "a\n\tb  c", "🙂🙃"] * 20

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...modeling.rows import Rows
+
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.colors import PowerNorm  # noqa: E402
@@ -132,12 +134,13 @@ def own_weights(logits: torch.Tensor, is_causal: bool) -> torch.Tensor:
 def attention_picture(model: PreTrainedModel, ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> Picture:
     """The attention of a Synthesizer, and of each member of a mixture by itself, a dot product above all."""
     config = model.config
-    seen: dict[nn.Module, torch.Tensor] = {}
+    seen: dict[nn.Module, Any] = {}
     attentions: list[Any] = [layer.attention for layer in cast(nn.ModuleList, model.layers)]
     for attention in attentions:
         attention.register_forward_pre_hook(lambda module, inputs: seen.update({module: inputs[0]}))
         for member in attention.members.values():
-            member.register_forward_hook(lambda module, inputs, logits: seen.update({module: logits}))
+            member.register_forward_hook(lambda module, inputs, terms: seen.update({module: terms}))
+    batch = Rows.whole((1, ids.shape[1]), ids.device)
     weights = model(ids, output_attentions=True).attentions
     rows = []
     for layer, attention in enumerate(attentions):
@@ -148,7 +151,8 @@ def attention_picture(model: PreTrainedModel, ids: torch.Tensor, tokenizer: PreT
             # dot product first, right under the mixture that it is compared with
             order = sorted(config.synthesizers, key=lambda name: name != "dot_product")
             for name in order:
-                member = own_weights(seen[attention.members[name]], config.is_causal)
+                terms = seen[attention.members[name]].padded(batch)
+                member = own_weights(terms.written(batch.longest), config.is_causal)
                 alphas = [""] * len(titles)
                 if attention.mixture is not None:
                     alpha = attention.mixture.softmax(-1)[:, config.synthesizers.index(name)]

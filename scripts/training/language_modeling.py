@@ -149,13 +149,14 @@ class RowCollator:
         batch = {name: torch.tensor([list(chain(*(row[name] for row in labelled)))]) for name in labelled[0]}
         batch["position_ids"] = torch.tensor([list(chain(*positions))])
         if self.masking is None:
-            # nothing predicts the first token of a document
+            # nor that of a later document
             batch["labels"] = batch["labels"].masked_fill(batch["position_ids"] == 0, IGNORED)
         return batch
 
     def labelled(self, ids: list[int], place: int) -> dict[str, list[int]]:
         if self.masking is None:
-            return {"input_ids": ids, "labels": ids}
+            # nothing predicts the first token, not even padding before it
+            return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
         drawn_from = hashlib.blake2b(f"{self.seed} {place} {ids}".encode(), digest_size=7).digest()
         self.masking.generator = torch.Generator().manual_seed(int.from_bytes(drawn_from, "big"))
         masked, labels = self.masking.torch_mask_tokens(torch.tensor([ids]))
