@@ -112,8 +112,8 @@ def test_exported_code_imports_only_its_folder_and_its_dependencies(family, tmp_
                 assert node.level == 1 and (tmp_path / f"{node.module}.py").exists()
             elif isinstance(node, ast.ImportFrom):
                 assert node.module.split(".")[0] in {
-                    "abc", "collections", "dataclasses", "difflib", "functools", "huggingface_hub", "itertools", "torch",
-                    "transformers", "typing",
+                    "abc", "collections", "dataclasses", "difflib", "functools", "huggingface_hub", "itertools",
+                    "torch", "transformers", "typing",
                 }  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == CODE[family]
 

@@ -46,8 +46,8 @@ if version("transformers") == "5.17.0":
 LEFT_OUT = {
     "test_get_(text|image|audio|video)_features_.*": "is for images, sound or tables",
     "test_retain_grad_hidden_states_attentions": (
-        "pads its input, and hidden states are put into its places from those of the tokens; test_heads.py asks for their "
-        "gradients without padding"
+        "pads its input, where hidden states are put into the places of the tokens; test_heads.py asks for gradients "
+        "without padding"
     ),
     "\\w*EncoderTest.test_model_rope_(scaling_from_config_.*|with_partial_rotation)": (
         "is for rotary positions, which the decoders have"
