@@ -211,10 +211,9 @@ class Rows(NamedTuple):
 
     def scatter(self, tokens: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
         """(1, T, ...) or (B, L, ...) of the tokens -> (B, L, ...), `fill` where the input is masked."""
-        tail = tokens.shape[2:]
         if self.source is None:
-            return tokens.view(*self.shape, *tail)
-        tokens = tokens[0]
+            return tokens
+        tokens, tail = tokens[0], tokens.shape[2:]
         given = tokens.new_full((self.shape[0] * self.shape[1], *tail), fill).index_copy(0, self.source, tokens)
         given = given.view(*self.shape, *tail)
         return given if self.valid is None else given.masked_fill(~self.valid.view(*self.shape, *[1] * len(tail)), fill)
@@ -224,8 +223,11 @@ class Rows(NamedTuple):
         if self.source is None and self.cached_mask is None and not self.is_packed:
             return weights
         count = self.shape[0]
-        exists = self.valid if self.valid is not None else self.scatter(torch.ones_like(self.positions)).bool()
-        row, rank = (self.scatter(x[None]) for x in (self.token_rows(), self.token_ranks()))  # (B, L)
+        tokens = (1, -1) if self.source is not None else self.shape
+        exists = self.valid
+        if exists is None:
+            exists = self.scatter(torch.ones_like(self.positions).view(tokens)).bool()
+        row, rank = (self.scatter(x.view(tokens)) for x in (self.token_rows(), self.token_ranks()))  # (B, L)
         key_row, key_rank, key_exists = row, rank, exists
         if self.start != 0 or self.cached_mask is not None:
             columns = torch.arange(self.end, device=rank.device).expand(count, -1)
