@@ -115,18 +115,27 @@ class BlockSort(nn.Module):
         self.config = config
         self.net = SORT_NETS[config.sort_net](config)
 
-    def forward(self, hidden_states: torch.Tensor, blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, states: torch.Tensor, blocks: Blocks | None = None, block: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
-        The tokens, (1, T, d), in their blocks -> (R, H, n, n) in at least float32, and its `column_residual`, (R, H),
-        `None` in causal models.
+        Args:
+            states: the tokens, (1, T, d), in their `blocks`; or (B, n, d) `causal_sums` for one `block` of each row.
+            blocks: the blocks of all rows.
+            block: (B,), i.
+
+        Returns:
+            For all blocks S, (R, H, n, n) in at least float32, and its `column_residual`, (R, H), `None` in causal
+            models. For one block of each row, last, row i of S, (B, H, n).
         """
-        config, filled = self.config, blocks.fill(hidden_states)
-        mask = blocks.row_mask
+        if block is not None:
+            return None, None, self.causal_row(states, block)
+        config, filled, mask = self.config, blocks.fill(states), blocks.row_mask
         if config.is_causal:
             matrices = self.matrices(self.pooled_sums(causal_sums(filled, blocks, config.block_pooling)), None)
-            return matrices if mask is None else matrices * mask[:, None, :, None], None
+            return matrices if mask is None else matrices * mask[:, None, :, None], None, None
         matrices = self.matrices(pool_blocks(filled, blocks, config.block_pooling), mask)
-        return matrices, column_residual(matrices, mask)
+        return matrices, column_residual(matrices, mask), None
 
     def pooled_sums(self, sums: torch.Tensor) -> torch.Tensor:
         """`causal_sums`, (R, n, d), -> the pooled blocks."""
@@ -221,6 +230,10 @@ class SinkhornAttention(BackboneAttention):
             outputs = weights @ values
         return outputs, weights
 
+    def sort_row(self, sums: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        """(B, n, d) `causal_sums` and i, (B,) -> row i of S, (B, H, n)."""
+        return self.sort(sums, block=block)[2]
+
     def cached_states(self, hidden_states):
         return {"inputs": (hidden_states[..., :0] if self.sort is None else hidden_states)[:, None]}
 
@@ -241,7 +254,7 @@ class SinkhornAttention(BackboneAttention):
             sorted_block = None
             if self.sort is not None:
                 sorted_block = layer.sorted_block(
-                    keys, values, all_inputs, run, self.sort.causal_row, config.block_size, config.block_pooling
+                    keys, values, all_inputs, run, self.sort_row, config.block_size, config.block_pooling
                 )
             own = decode_blocks(q, keys, values, sorted_block, run, options, need_weights)
             if config.mix_dot_product:

@@ -61,6 +61,7 @@ def check_refused(make, model_class, fields, words):
         ),
         (ROTARY | {"rope_parameters": {"rope_type": "liner"}}, ["rope_type='liner'", "linear, dynamic, yarn"]),
         (ROTARY | {"rope_parameters": {"partial_rotary_factor": 0.5}}, ["partial_rotary_factor=0.5", "1"]),
+        (ROTARY | {"rope_parameters": {"rope_type": "longrope"}}, ["rope_type='longrope'", "yarn"]),
         ({"hidden_size": 19}, ["hidden_size=19", "num_attention_heads=3"]),
         ({"hidden_size": 0}, ["hidden_size", "0"]),
         ({"vocab_size": 0}, ["vocab_size", "0"]),

@@ -152,3 +152,37 @@ def test_generates_while_it_trains_with_activation_checkpointing(family):
     expected = model.generate(random_ids(3, 9), **arguments)
     model.gradient_checkpointing_enable()
     assert torch.equal(model.train().generate(random_ids(3, 9), **arguments), expected)
+
+
+@torch.no_grad()
+def test_a_hook_on_the_sort_changes_cached_and_whole_texts_alike():
+    model = randomize(SinkhornForCausalLM(tiny_sinkhorn_config(max_position_embeddings=29)).double()).eval()
+    ids = random_ids(2, 17)
+    plain = model(ids).logits
+    for layer in model.model.layers:
+        layer.attention.sort.register_forward_hook(
+            lambda module, inputs, outputs: tuple(None if x is None else x / 2 for x in outputs)
+        )
+    expected = model(ids, use_cache=False).logits
+    outputs = model(ids[:, :5])
+    logits = [outputs.logits]
+    for position in range(5, 17):
+        step = ids[:, position : position + 1]
+        outputs = model(step, past_key_values=outputs.past_key_values)
+        logits.append(outputs.logits)
+    torch.testing.assert_close(torch.cat(logits, dim=1), expected)
+    assert (expected - plain).abs().max() > 1e-3
+
+
+def test_a_block_size_that_the_sort_net_was_not_made_for_is_an_error():
+    model = SinkhornModel(tiny_sinkhorn_config(block_size=13)).eval()
+    model.config.block_size = 4
+    with pytest.raises(ValueError, match="block_size=4 gives 4 blocks, but the sort net was made for 1"):
+        model(random_ids(2, 13), attention_mask=padding(2, 13, "right"))
+
+
+def test_a_batch_of_nothing_but_padding_has_a_loss_of_nothing():
+    for model in (SynthesizerForCausalLM(tiny_config(["dense"])), SinkhornForCausalLM(tiny_sinkhorn_config())):
+        ids = random_ids(2, 7)
+        logits = model(ids, attention_mask=torch.zeros_like(ids), labels=ids).logits
+        assert logits.shape == (2, 7, 40) and logits.abs().max() == 0
