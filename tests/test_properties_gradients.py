@@ -117,7 +117,7 @@ def test_attention_to_sorted_blocks(rows, seed, block_size, options):
         if options.is_causal:
             # the second derivative of cumulative sums in the log domain is no number in PyTorch
             return causal_sinkhorn(logits, 0)
-        mask = blocks.row_mask()
+        mask = blocks.row_mask
         return sinkhorn(logits, None if mask is None else mask[:, None], 2)
 
     def fast(queries, keys, values, logits):

@@ -96,9 +96,9 @@ def test_left_padded_generation_equals_the_full_forward():
 
     def faulty(ids, mask):
         # the layers get the padded row as it stands, with the right positions and a mask of keys
-        positions = (mask.cumsum(-1) - 1).clamp(min=0).view(1, -1)
-        rows = Rows.whole(ids.shape, ids.device)._replace(positions=positions, mask=mask.bool())
-        outputs = model.model.encode(ids.view(1, -1), positions, None, None, None, rows, return_dict=True)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        rows = Rows.whole(ids.shape, ids.device)._replace(positions=positions.view(1, -1), mask=mask.bool())
+        outputs = model.model.encode(ids, positions, None, None, None, rows, return_dict=True)
         return model.lm_head(rows.scatter(outputs.last_hidden_state))
 
     difference = (step(faulty, ids, mask) - alone(ids, mask)).abs().amax(-1)
