@@ -108,6 +108,8 @@ class BackbonePreTrainedModel(PreTrainedModel):
         """
         config = self.config.resized(max_position_embeddings)
         fresh = type(self)(config)
+        # what two modules share stays shared
+        resized: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for name, module in self.named_modules():
             new_module = fresh.get_submodule(name)
             for tensors, new_tensors in (
@@ -117,10 +119,14 @@ class BackbonePreTrainedModel(PreTrainedModel):
                 for key, old in tensors.items():
                     if old is None or old.shape == new_tensors[key].shape:
                         continue
+                    if id(old) in resized:
+                        tensors[key] = resized[id(old)][1]
+                        continue
                     new = new_tensors[key].data.to(old)
                     kept = tuple(slice(min(sizes)) for sizes in zip(old.shape, new.shape, strict=True))
                     new[kept] = old.data[kept]
                     tensors[key] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                    resized[id(old)] = old, tensors[key]
             if isinstance(module, nn.Embedding):
                 module.num_embeddings = module.weight.shape[0]
         for field in config.length_fields(max_position_embeddings):

@@ -186,3 +186,11 @@ def test_a_batch_of_nothing_but_padding_has_a_loss_of_nothing():
         ids = random_ids(2, 7)
         logits = model(ids, attention_mask=torch.zeros_like(ids), labels=ids).logits
         assert logits.shape == (2, 7, 40) and logits.abs().max() == 0
+
+
+def test_parameters_that_layers_share_stay_shared_when_they_are_resized():
+    model = SynthesizerModel(tiny_config(["random"]))
+    first, second = (layer.attention.members["random"] for layer in model.layers)
+    second.weight = first.weight
+    model.resize_max_position_embeddings(17)
+    assert first.weight is second.weight and first.weight.shape == (3, 17, 17)
