@@ -1,11 +1,13 @@
 """
 Softmax attention for any logits of a Synthesizer, a tile of query rows at a time: memory O(L) beside the inputs, in the
-backward pass too, which computes each tile again. Rows of one length share what depends on the length alone.
+backward pass too, which computes each tile again. `TiledAttention` takes any logits; `SharedAttention` takes logits of
+positions alone, which all rows share.
 
-H is the number of heads, T of tokens, w the width of a value; a group of rows is (row count, length).
+H is the number of heads, T of tokens, R of rows, w the width of a value; a group of rows is (row count, length).
 """
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +24,8 @@ LOGITS_AT_ONCE = 2**18
 ROWS = 64
 # logits of a tile that keep an accelerator busy
 TILE = 2**25
+# the least sum of weights that is still exact: what a row sees of the softmax over a longer one
+LEAST_SUM = 1e-16
 
 
 def tiled_attention(terms: Logits, values: torch.Tensor, rows: Rows, is_causal: bool) -> torch.Tensor:
@@ -32,7 +36,9 @@ def tiled_attention(terms: Logits, values: torch.Tensor, rows: Rows, is_causal: 
     """
     if is_static():
         return written_attention(rows, is_causal, values, *terms)
-    return TiledAttention.apply(rows, is_causal, values.contiguous(), *pad_features(terms))
+    is_shared = all(x.dim() < 4 for _, x in terms.items())
+    kernel = SharedAttention if is_shared else TiledAttention
+    return kernel.apply(rows, is_causal, values.contiguous(), *pad_features(terms))
 
 
 def written_attention(rows: Rows, is_causal: bool, values: torch.Tensor, *terms: torch.Tensor | None) -> torch.Tensor:
@@ -93,11 +99,14 @@ class Tile(NamedTuple):
         return tensor if len(tensor) == 1 else tensor[self.rows]
 
 
-def tiles(group: Group, head: int, is_shared: bool, is_causal: bool, is_cpu: bool) -> Iterator[Tile]:
-    """The tiles that cover the logits of a group's rows; rows that share them are one."""
-    largest = LOGITS_AT_ONCE if is_cpu else TILE
-    queries = max(ROWS, largest // group.length)
-    at_once = group.rows if is_shared else max(1, largest // (queries * group.length))
+def logits_at_once(device: torch.device) -> int:
+    return LOGITS_AT_ONCE if device.type == "cpu" else TILE
+
+
+def tiles(group: Group, head: int, is_causal: bool, device: torch.device) -> Iterator[Tile]:
+    """The tiles that cover the logits of a group's rows."""
+    queries = max(ROWS, logits_at_once(device) // group.length)
+    at_once = max(1, logits_at_once(device) // (queries * group.length))
     for first in range(0, group.rows, at_once):
         for start in range(0, group.length, queries):
             stop = min(group.length, start + queries)
@@ -181,73 +190,217 @@ class TiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, is_causal, values, *terms):
         ctx.save_for_backward(values, *terms)
-        ctx.options = rows, is_causal
-        device = values.device.type
-        ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        terms, is_shared = Logits(*terms), share_weights(terms)
-        outputs = torch.empty_like(values)
+        ctx.options = rows, is_causal, autocast_of(values)
+        outputs, terms = torch.empty_like(values), Logits(*terms)
         for group in groups_of_tokens(rows.groups):
             for head in range(values.shape[1]):
-                own, v = group.of(outputs, head), group.of(values, head)
-                v = folded(v) if is_shared else v
-                y = torch.empty_like(v) if is_shared else own
-                for tile in tiles(group, head, is_shared, is_causal, device == "cpu"):
+                y, v = group.of(outputs, head), group.of(values, head)
+                for tile in tiles(group, head, is_causal, values.device):
                     weights = tile_weights(terms, tile, is_causal).to(values.dtype)
                     tile.of_rows(y)[:, tile.queries] = weights @ tile.of_rows(v)[:, tile.keys]
-                if is_shared:
-                    own.copy_(unfolded(y, group.rows))
         return outputs.transpose(1, 2).flatten(2)
 
     @staticmethod
     def backward(ctx, grad_outputs):
         values, *terms = ctx.saved_tensors
-        rows, is_causal = ctx.options
+        rows, is_causal, autocast = ctx.options
+        needs_values, *needed = needs = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
-            written = partial(written_attention, rows, is_causal)
-            return None, None, *derivable_gradients(written, (values, *terms), ctx.needs_input_grad[2:], grad_outputs)
+            return None, None, *written_gradients(rows, is_causal, values, terms, needs, grad_outputs)
         grad_outputs = split_heads(grad_outputs, values.shape[1]).contiguous()
-        needs_values, *needed = ctx.needs_input_grad[2:]
-        matrix = Logits(*terms).matrix
-        # sums over many tiles want more than half precision
-        sums = [
-            x.new_zeros(x.shape, dtype=x.dtype if x is matrix else precise(x[:0]).dtype) if need else None
-            for x, need in zip((values, *terms), (needs_values, *needed), strict=True)
-        ]
-        grads, terms, is_shared = Logits(*sums[1:]), Logits(*terms), share_weights(terms)
-        with torch.autocast(*ctx.autocast):
+        sums = empty_sums(values, terms, needs)
+        grads, terms = Logits(*sums[1:]), Logits(*terms)
+        with torch.autocast(*autocast):
             for group in groups_of_tokens(rows.groups):
                 for head in range(values.shape[1]):
                     v, grad_y = group.of(values, head), group.of(grad_outputs, head)
-                    own = group.of(sums[0], head) if needs_values else None
-                    v, grad_y = (folded(v), folded(grad_y)) if is_shared else (v, grad_y)
-                    grad_v = sums[0].new_zeros(v.shape) if is_shared and needs_values else own
-                    for tile in tiles(group, head, is_shared, is_causal, values.device.type == "cpu"):
+                    for tile in tiles(group, head, is_causal, values.device):
                         weights = tile_weights(terms, tile, is_causal)
                         grad = tile.of_rows(grad_y)[:, tile.queries]
                         if needs_values:
-                            into = tile.of_rows(grad_v)[:, tile.keys]
+                            into = tile.of_rows(group.of(sums[0], head))[:, tile.keys]
                             add_product(into, weights.transpose(-1, -2).to(grad.dtype), grad)
                         if any(needed):
                             grad = grad @ tile.of_rows(v)[:, tile.keys].transpose(-1, -2)
                             grad, weights = grad.to(weights.dtype), weights.expand(len(grad), -1, -1)
                             grad = torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)
                             add_gradients(grads, terms, tile, grad.to(values.dtype))
-                    if is_shared and needs_values:
-                        own.copy_(unfolded(grad_v, group.rows))
-        sums = [None if x is None else x.to(given.dtype) for x, given in zip(sums, (values, *terms), strict=True)]
-        return None, None, *sums
+        return None, None, *in_dtype_of(sums, (values, *terms))
 
 
-def share_weights(terms: Sequence[torch.Tensor | None]) -> bool:
-    """Whether all terms are of positions, so that rows of one length share their weights."""
-    return all(x is None or x.dim() < 4 for x in terms)
+class Columns:
+    """
+    Tokens laid out for weights that all rows share: (longest, R, w), a row's tokens one below the other, rows in
+    ascending order of length, 0 below a row's last token. A product with the values of many rows is then one product.
+    """
+
+    def __init__(self, rows: Rows, values: torch.Tensor):
+        # positions that rows of different length go through together: few zeros, and products that are fast
+        self.step = 8 * ROWS // values.element_size()
+        order = sorted(range(rows.num_rows), key=rows.lengths.__getitem__)
+        self.lengths = [rows.lengths[row] for row in order]
+        self.slots: torch.Tensor | None = None  # (T,), unless all rows are of one length
+        if not rows.has_one_length:
+            place = torch.empty(len(order), dtype=torch.long, device=values.device)
+            place[order] = torch.arange(len(order), device=values.device)
+            self.slots = rows.token_ranks() * len(order) + place[rows.token_rows()]
+
+    def of(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(T, w) -> (longest, R, w)"""
+        shape = self.lengths[-1], len(self.lengths)
+        if self.slots is None:
+            return tokens.unflatten(0, shape[::-1]).transpose(0, 1).contiguous()
+        empty = tokens.new_zeros(shape[0] * shape[1], tokens.shape[-1])
+        return empty.index_copy(0, self.slots, tokens).unflatten(0, shape)
+
+    def tokens(self, columns: torch.Tensor) -> torch.Tensor:
+        """(longest, R, w) -> (T, w)"""
+        if self.slots is None:
+            return columns.transpose(0, 1).flatten(0, 1)
+        return columns.flatten(0, 1).index_select(0, self.slots)
+
+    def seen(self, keys: int, rows: slice, like: torch.Tensor) -> torch.Tensor:
+        """(keys, rows), 1 at the keys of each row."""
+        lengths = torch.tensor(self.lengths[rows], device=like.device)
+        return (torch.arange(keys, device=like.device)[:, None] < lengths).to(like.dtype)
+
+    def products(self, keys: int, rows: slice) -> Iterator[tuple[slice, slice]]:
+        """Keys, and the rows among these that have them: all `keys` in few products, with few zeros in them."""
+        start = 0
+        while start < keys:
+            first = max(rows.start, bisect_right(self.lengths, start))
+            stop = min(keys, max(self.lengths[first], start + self.step))
+            yield slice(start, stop), slice(first, rows.stop)
+            start = stop
+
+    def tiles(self, terms: Logits, head: int, is_causal: bool, device: torch.device):
+        """
+        Yields tiles of one head, the rows that they serve, their weights over the keys of the longest of these rows,
+        (queries, keys), and what each row sees of them in sum, (queries, rows) or `None` if all see all.
+        """
+        at_once = max(ROWS, logits_at_once(device) // self.lengths[-1])
+        if self.slots is not None:
+            at_once = min(at_once, self.step)
+        for start in range(0, self.lengths[-1], at_once):
+            parts = [slice(bisect_right(self.lengths, start), len(self.lengths))]
+            while parts:
+                rows = parts.pop()
+                shortest, longest = self.lengths[rows.start], self.lengths[rows.stop - 1]
+                own = slice(start, min(start + at_once, longest))
+                keys = slice(0, own.stop if is_causal else longest)
+                tile = Tile(Group(slice(0), 1, longest), head, slice(0, 1), own, keys)
+                weights, sums = tile_weights(terms, tile, is_causal)[0], None
+                if shortest < longest and not is_causal:
+                    sums = exact_product(weights, self.seen(longest, rows, weights))
+                    if sums.min() < LEAST_SUM:
+                        # rows that see next to nothing of this softmax get their own
+                        middle = self.lengths[(rows.start + rows.stop) // 2]
+                        border = bisect_left(self.lengths, middle)
+                        border = border if border > rows.start else bisect_right(self.lengths, middle)
+                        parts += [slice(rows.start, border), slice(border, rows.stop)]
+                        continue
+                yield tile, rows, weights, sums
 
 
-def folded(values: torch.Tensor) -> torch.Tensor:
-    """(rows, L, w) -> (1, L, rows w): the values of rows that share their weights are columns of one product."""
-    return values.transpose(0, 1).flatten(1)[None]
+class SharedAttention(torch.autograd.Function):
+    """
+    `TiledAttention` for terms of positions only. All rows share one softmax, over the keys of the longest: what a
+    shorter row sees of it is divided by its sum.
+    """
+
+    @staticmethod
+    def forward(ctx, rows, is_causal, values, *terms):
+        columns, outputs, terms = Columns(rows, values), torch.empty_like(values), Logits(*terms)
+        for head in range(values.shape[1]):
+            v = columns.of(values[0, head])
+            y = torch.zeros_like(v, dtype=precise(v[:0]).dtype)
+            for tile, of_rows, weights, sums in columns.tiles(terms, head, is_causal, values.device):
+                weights = weights.to(v.dtype)
+                for keys, with_keys in columns.products(tile.keys.stop, of_rows):
+                    add_matrix(y[tile.queries, with_keys].flatten(1), weights[:, keys], v[keys, with_keys].flatten(1))
+                if sums is not None:
+                    y[tile.queries, of_rows] /= sums[..., None]
+            outputs[0, head] = columns.tokens(y)
+        outputs = outputs.transpose(1, 2).flatten(2)
+        ctx.save_for_backward(outputs, values, *terms)
+        ctx.options = rows, is_causal, autocast_of(values), columns
+        return outputs
+
+    @staticmethod
+    def backward(ctx, grad_outputs):
+        outputs, values, *terms = ctx.saved_tensors
+        rows, is_causal, autocast, columns = ctx.options
+        needs_values, *needed = needs = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():
+            return None, None, *written_gradients(rows, is_causal, values, terms, needs, grad_outputs)
+        is_ragged = columns.slots is not None and not is_causal
+        if is_ragged:
+            inner = (precise(grad_outputs) * outputs).unflatten(-1, (values.shape[1], -1)).sum(-1)  # (1, T, H)
+        grad_outputs = split_heads(grad_outputs, values.shape[1])
+        sums = empty_sums(values, terms, needs)
+        grads, terms = Logits(*sums[1:]), Logits(*terms)
+        with torch.autocast(*autocast):
+            for head in range(values.shape[1]):
+                v, grad_y = columns.of(values[0, head]), columns.of(grad_outputs[0, head])
+                inner_y = columns.of(inner[0, :, head, None])[..., 0] if is_ragged else None
+                grad_v = torch.zeros_like(v, dtype=precise(v[:0]).dtype)
+                for tile, of_rows, weights, seen in columns.tiles(terms, head, is_causal, values.device):
+                    dy = grad_y[tile.queries]
+                    if seen is not None:
+                        dy, dot = dy.clone(), inner_y[tile.queries, of_rows] / seen
+                        dy[:, of_rows] /= seen[..., None]
+                    grad, transposed = torch.empty_like(weights), weights.to(dy.dtype).T
+                    for keys, with_keys in columns.products(tile.keys.stop, of_rows):
+                        own = dy[:, with_keys].flatten(1)
+                        if needs_values:
+                            add_matrix(grad_v[keys, with_keys].flatten(1), transposed[keys], own)
+                        if any(needed):
+                            grad[:, keys] = own @ v[keys, with_keys].flatten(1).T
+                    if seen is None and any(needed):
+                        grad = torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)
+                    elif any(needed):
+                        grad = (grad - exact_product(dot, columns.seen(tile.keys.stop, of_rows, dot).T)) * weights
+                    if any(needed):
+                        add_gradients(grads, terms, tile, grad[None].to(values.dtype))
+                if needs_values:
+                    sums[0][0, head] = columns.tokens(grad_v)
+        return None, None, *in_dtype_of(sums, (values, *terms))
 
 
-def unfolded(values: torch.Tensor, rows: int) -> torch.Tensor:
-    """(1, L, rows w) -> (rows, L, w)"""
-    return values[0].unflatten(1, (rows, -1)).transpose(0, 1)
+def add_matrix(to: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add `left @ right` to a view."""
+    if to.dtype == left.dtype:
+        to.addmm_(left, right)
+    else:
+        to.add_(left @ right)
+
+
+def exact_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """A product that autocast leaves alone."""
+    with torch.autocast(left.device.type, enabled=False):
+        return left @ right
+
+
+def autocast_of(tensor: torch.Tensor) -> tuple[str, torch.dtype, bool]:
+    """The arguments of `torch.autocast` as it is now, for the backward pass."""
+    device = tensor.device.type
+    return device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+
+
+def empty_sums(values, terms, needed) -> list[torch.Tensor | None]:
+    """Zeros to add the gradients of values and terms to: sums over many tiles want more than half precision."""
+    matrix = Logits(*terms).matrix
+    return [
+        x.new_zeros(x.shape, dtype=x.dtype if x is matrix else precise(x[:0]).dtype) if need else None
+        for x, need in zip((values, *terms), needed, strict=True)
+    ]
+
+
+def in_dtype_of(sums, inputs) -> list[torch.Tensor | None]:
+    return [None if x is None else x.to(given.dtype) for x, given in zip(sums, inputs, strict=True)]
+
+
+def written_gradients(rows, is_causal, values, terms, needed, grad_outputs) -> list[torch.Tensor | None]:
+    """Gradients that have gradients themselves."""
+    written = partial(written_attention, rows, is_causal)
+    return derivable_gradients(written, (values, *terms), needed, grad_outputs)
