@@ -8,7 +8,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from ..configuration.configuration_backbone import BackboneConfig
-from .rows import Rows
+from .rows import Rows, has_transforms
 from .softmax_attention import split_heads
 
 
@@ -24,7 +24,8 @@ class BackboneAttention(nn.Module):
     - `attend`: the fast form, from these to (1, T, H dh). `rows` says which tokens belong together; `rows.split`,
       `rows.to_rows` and `Rows.groups` give them as rows. It applies dropout.
     - `attend_literally`: the reference, the paper's formulas step by step, on rows that are padded on the right. It
-      serves `attn_implementation="eager"`, returns the weights, and is also used under `torch.func`.
+      serves `attn_implementation="eager"`, returns the weights, and is also used under `torch.func` and
+      in forward-mode differentiation.
     - `attend_cached`: for new tokens of a causal model, whose earlier ones are in a cache. Positions count from a row's
       first token, so that keys at positions up to a token's own are those that it sees; no mask is needed.
 
@@ -83,7 +84,7 @@ class BackboneAttention(nn.Module):
         else:
             if cache is not None:
                 self.start_cache(hidden_states, rows, layer)
-            if self.config._attn_implementation == "eager" or torch._C._are_functorch_transforms_active():
+            if self.config._attn_implementation == "eager" or has_transforms():
                 outputs, weights = self.attend_literally(inputs, keys, values, rows)
                 outputs = rows.to_tokens(outputs.transpose(1, 2).flatten(2))
             else:

@@ -102,7 +102,8 @@ def checked_mask(
             f"attention_mask has shape {given}, but must have one value for each token, those in the cache too, "
             f"(batch, length) = {shape}"
         )
-    return attention_mask.bool()
+    # a cache keeps it, whatever the caller does to his own
+    return attention_mask.to(torch.bool, copy=True)
 
 
 def packed_lengths(

@@ -310,6 +310,8 @@ class BackboneModel(BackbonePreTrainedModel):
                 end = past + length
         mask = checked_mask(attention_mask, (batch, end), past_key_values)
         lengths = packed_lengths(shape, mask, position_ids, past_key_values, **packing)
+        if mask is not None and not is_static() and mask.all():
+            mask = None
         if not isinstance(past, int) or past:
             rows = Rows.after(past, shape, mask, end, device)
         elif lengths is not None:
@@ -326,4 +328,6 @@ class BackboneModel(BackbonePreTrainedModel):
             )
         if past_key_values is None and use_cache and config.is_causal and not (recomputes or rows.is_packed):
             past_key_values = with_own_layers(DynamicCache(), self.cache_layers, config.num_hidden_layers)
+        if past_key_values is not None and not is_static():
+            past_key_values.layers[0].check_mask(mask, int(past), end)
         return rows, past_key_values

@@ -44,6 +44,10 @@ class PositionLayerMixin(CacheLayerMixin):
     """
 
     states: tuple[str, ...] = ("keys", "values")
+    # in a cache's first layer: the (batch, columns) mask that came with the states, `None` if it hid nothing, and how
+    # many columns of it are known: those of a traced graph are not
+    mask: torch.Tensor | None = None
+    known: int = 0
     is_croppable = True
     # the widths of the states are known from the first call only
     supports_early_init = False
@@ -55,12 +59,32 @@ class PositionLayerMixin(CacheLayerMixin):
 
     @abstractmethod
     def advance(self, num_tokens: int) -> None:
-        """Count new tokens."""
+        """Count new tokens, or, where there are fewer than none, forget the last ones."""
 
     @property
     def batched(self) -> tuple[str, ...]:
         """Names of all tensors whose first dimension is the batch."""
-        return self.states
+        return *self.states, "mask"
+
+    def check_mask(self, mask: torch.Tensor | None, past: int, end: int) -> None:
+        """
+        Check that the (batch, `end`) mask, `None` if it hides nothing, says of the first `past` columns what was said
+        when they came. The states of valid tokens stand side by side, so that another mask cannot bring others back.
+        """
+        given, stop = self.mask if mask is None else mask, min(past, self.known)
+        if given is not None:
+            now, then = (
+                torch.ones_like(given[:, :stop]) if x is None else x[:, :stop].to(given.device)
+                for x in (mask, self.mask)
+            )
+            if not torch.equal(now, then):
+                row, column = (now != then).nonzero()[0].tolist()
+                new, old = ("valid", "masked") if now[row, column] else ("masked", "valid")
+                raise ValueError(
+                    f"attention_mask says that column {column} of row {row} is {new}, but past_key_values was filled "
+                    f"with it {old}: give the same mask again, with a column more for each new token (None is all ones)"
+                )
+        self.mask, self.known = mask, end
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, rows: Rows, **more: torch.Tensor):
         """
@@ -87,12 +111,15 @@ class PositionLayerMixin(CacheLayerMixin):
             if getattr(self, name) is not None:
                 setattr(self, name, function(getattr(self, name)))
 
-    def check_crop(self, tokens_to_remove: int) -> None:
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens, `-tokens_to_remove` of them; their states stay until others are written there."""
         if not -int(self.get_seq_length()) <= tokens_to_remove <= 0:
             raise ValueError(
                 f"crop({tokens_to_remove}): give minus the number of tokens to remove from the end, at most "
                 f"{int(self.get_seq_length())} here"
             )
+        self.advance(tokens_to_remove)
+        self.known = min(self.known, int(self.get_seq_length()))
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self.map(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
@@ -122,6 +149,14 @@ class PositionLayer(PositionLayerMixin, DynamicLayer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.length = 0
+        self.is_shared = False
+
+    def __copy__(self):
+        """A layer with the same tensors; each of the two copies them before it writes into them."""
+        twin = object.__new__(type(self))
+        self.is_shared = True
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = value_states.dtype, value_states.device
@@ -130,6 +165,9 @@ class PositionLayer(PositionLayerMixin, DynamicLayer):
     def prepare(self, new_states: dict[str, torch.Tensor], end: int) -> None:
         if not self.is_initialized:
             self.lazy_initialization(new_states["keys"], new_states["values"])
+        if self.is_shared:
+            self.map(torch.clone)
+            self.is_shared = False
         for name, states in new_states.items():
             buffer = getattr(self, name)
             if buffer is None:
@@ -146,13 +184,8 @@ class PositionLayer(PositionLayerMixin, DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens, `-tokens_to_remove` of them; their states stay until others are written there."""
-        self.check_crop(tokens_to_remove)
-        self.length += tokens_to_remove
-
     def reset(self) -> None:
-        self.length = 0
+        self.length = self.known = 0
         self.is_initialized = False
         for name in self.batched:
             setattr(self, name, None)
@@ -170,12 +203,8 @@ class StaticPositionLayer(PositionLayerMixin, StaticLayer):
     def advance(self, num_tokens: int) -> None:
         self.cumulative_length.add_(num_tokens)
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """As that of the dynamic layer."""
-        self.check_crop(tokens_to_remove)
-        self.cumulative_length.add_(tokens_to_remove)
-
     def reset(self) -> None:
+        self.known = 0
         if self.is_initialized:
             self.cumulative_length.zero_()
             self.map(torch.Tensor.zero_)

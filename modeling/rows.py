@@ -12,12 +12,17 @@ from itertools import groupby
 from typing import NamedTuple
 
 import torch
+from torch.autograd import forward_ad
+
+
+def has_transforms() -> bool:
+    """Whether a transform of `torch.func` or forward-mode differentiation is on, which only the literal forms take."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def is_static() -> bool:
     """Whether shapes may not depend on data: in a traced graph, and under `torch.func`."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return traced or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or has_transforms()
 
 
 def groups_of(lengths: list[int]) -> tuple[tuple[int, int], ...]:
@@ -69,8 +74,6 @@ class Rows(NamedTuple):
         batch, length = mask.shape
         if is_static():
             return cls.compacted(mask)
-        if mask.all():
-            return cls.whole((batch, length), mask.device)
         lengths, order = mask.sum(-1).sort(stable=True)
         row, column = mask[order].nonzero(as_tuple=True)
         positions = (mask.cumsum(-1) - 1)[order[row], column]
@@ -107,12 +110,10 @@ class Rows(NamedTuple):
     def after(cls, past: int | torch.Tensor, shape: tuple[int, int], mask: torch.Tensor | None, end: int, device):
         """
         Rows of (B, L) new tokens behind `past` columns of a cache, a tensor where the cache counts on its device.
-        `mask` is (B, end), true at valid columns, or `None`.
+        `mask` is (B, end), true at valid columns, or `None` if all are.
         """
         batch, length = shape
         new = torch.arange(length, device=device)
-        if mask is not None and not is_static() and mask.all():
-            mask = None
         if mask is None:
             positions = (new + past).repeat(batch)[None]
             start = past if isinstance(past, int) else None

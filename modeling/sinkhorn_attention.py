@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .rows import Rows
 from .sinkhorn_kernels import block_attention, sorted_and_own, sorted_blocks
 from .sinkhorn_sort import Blocks, arrived_mass, divisor, sort_blocks
-from .softmax_attention import fused_attention, seen_softmax
+from .softmax_attention import fused_attention, precise, seen_softmax
 
 
 class Options(NamedTuple):
@@ -242,7 +242,7 @@ def slot_weights(
     if combine == "logits":
         # a block that nothing is moved to, such as the first of a causal model, has only its own
         moved = arrived.any(-1)[..., None, None]  # (R, H, n, 1, 1)
-        logits = own_logits + sorted_logits.masked_fill(~moved, 0.0)
+        logits = precise(own_logits) + sorted_logits.masked_fill(~moved, 0.0)
         weights = seen_softmax(logits, torch.where(moved, sorted_seen & past, own_seen))
         return weights * moved, weights * ~moved
     logits = torch.cat((sorted_logits, own_logits), dim=-1)  # (R, H, n, queries, 2 b)

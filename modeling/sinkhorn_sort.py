@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from .rows import Rows
-from .softmax_attention import precise
+from .rows import Rows, has_transforms, is_static
+from .softmax_attention import derivable_gradients, future_keys, precise
 
 # of the vectors of `normed_sum`: with 32 models learned to copy more slowly, with 128 to sort
 POOLED_NORM = 64.0
@@ -254,7 +254,38 @@ def causal_sinkhorn(logits: torch.Tensor, iterations: int) -> torch.Tensor:
     """
     n = logits.shape[-1]
     pairs = torch.ones(n, n, dtype=torch.bool, device=logits.device).tril(-1)
-    return _balance(logits, pairs, iterations, lambda x: x.logcumsumexp(-2))
+    return _balance(logits, pairs, iterations, log_sums_so_far)
+
+
+def log_sums_so_far(matrix: torch.Tensor) -> torch.Tensor:
+    """The logsumexp of each column up to and including each row: (..., n, n) -> (..., n, n)."""
+    if is_static():
+        return written_log_sums(matrix) if has_transforms() else matrix.logcumsumexp(-2)
+    return LogSumsSoFar.apply(matrix)
+
+
+def written_log_sums(matrix: torch.Tensor) -> torch.Tensor:
+    """As `log_sums_so_far`, each sum written out, (..., n, n, n)."""
+    later = future_keys(*matrix.shape[-2:], 0, matrix.device)[..., None]  # (n, n, 1): up to a row, a row
+    return matrix[..., None, :, :].masked_fill(later, -torch.inf).logsumexp(-2)
+
+
+class LogSumsSoFar(torch.autograd.Function):
+    """`logcumsumexp` over rows, which PyTorch differentiates once: the gradient of its gradient is not a number."""
+
+    @staticmethod
+    def forward(ctx, matrix):
+        ctx.save_for_backward(matrix)
+        with torch.enable_grad():
+            ctx.matrix = matrix.detach().requires_grad_()
+            ctx.sums = ctx.matrix.logcumsumexp(-2)
+        return ctx.sums.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        if torch.is_grad_enabled():
+            return derivable_gradients(written_log_sums, ctx.saved_tensors, [True], grad)[0]
+        return torch.autograd.grad(ctx.sums, ctx.matrix, grad, retain_graph=True)[0]
 
 
 def _balance(

@@ -25,6 +25,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional as F
 
+from .rows import is_static
+
 
 def precise(tensor: torch.Tensor) -> torch.Tensor:
     """In at least float32."""
@@ -136,17 +138,23 @@ def fused_attention(
     queries, keys, padded = (
         x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (queries, keys, values)
     )
-    rows = values.shape[0]
+    queries, keys, padded = (x.expand(values.shape[0], -1, -1, -1) for x in (queries, keys, padded))
     outputs = F.scaled_dot_product_attention(
-        queries.expand(rows, -1, -1, -1),
-        keys.expand(rows, -1, -1, -1),
-        padded,
-        attn_mask=seen,
-        dropout_p=dropout,
-        is_causal=is_causal,
-        scale=1.0,
+        queries, keys, padded, attn_mask=seen, dropout_p=dropout, is_causal=is_causal, scale=1.0
     )
+    if not is_static() and outputs.requires_grad and "ScaledDotProduct" in outputs.grad_fn.name():
+        for x in (queries, keys, padded):
+            if x.requires_grad:
+                x.register_hook(once_derivable)
     return outputs[..., : values.shape[-1]]
+
+
+def once_derivable(grad: torch.Tensor | None) -> torch.Tensor | None:
+    """The gradient, which says what to do instead when it is itself differentiated."""
+    if grad is None or not grad.requires_grad:
+        return grad
+    fault = b'fused attention has no second derivatives: load the model with attn_implementation="eager"'
+    return torch._C._functions.DelayedError(fault, 1)(grad)
 
 
 def derivable_gradients(

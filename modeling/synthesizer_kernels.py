@@ -118,7 +118,7 @@ def tile_weights(terms: Logits, tile: Tile, is_causal: bool) -> torch.Tensor:
     """(1 or rows, queries, keys) weights, in at least float32."""
     parts = []
     if terms.queries is not None:
-        parts.append(tile.of_queries(terms.queries) @ tile.of_keys(terms.keys).transpose(-1, -2))
+        parts.append(wide_product(tile.of_queries(terms.queries), tile.of_keys(terms.keys).transpose(-1, -2)))
     if terms.key_bias is not None:
         parts.append(tile.of_bias(terms.key_bias)[None, None])
     if terms.matrix is not None:
@@ -126,7 +126,7 @@ def tile_weights(terms: Logits, tile: Tile, is_causal: bool) -> torch.Tensor:
         parts.append(matrix[None] if terms.matrix_scale is None else matrix[None] * terms.matrix_scale[tile.head])
     if terms.slow is not None:
         parts.append(expand_factors(tile.of_queries(terms.slow), tile.of_queries(terms.fast), tile.keys.stop))
-    logits = precise(sum(parts[1:], parts[0]))
+    logits = sum(map(precise, parts[1:]), precise(parts[0]))
     if is_causal:
         start = tile.queries.start
         # keys before the tile's first query are seen by all of it
@@ -136,6 +136,16 @@ def tile_weights(terms: Logits, tile: Tile, is_causal: bool) -> torch.Tensor:
             logits = logits.clone()
         logits[..., start:].masked_fill_(future, -torch.inf)
     return logits.softmax(-1)
+
+
+def wide_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`left @ right` for the features of several members: in float32 where float16 may be too narrow for their sum."""
+    device = left.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else left.dtype
+    if dtype != torch.float16:
+        return left @ right
+    with torch.autocast(device, enabled=False):
+        return left.float() @ right.float()
 
 
 def add_gradients(grads: Logits, terms: Logits, tile: Tile, grad: torch.Tensor) -> None:

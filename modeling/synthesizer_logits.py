@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from .rows import Rows
+from .softmax_attention import precise
 
 
 def expand_factors(slow: torch.Tensor, fast: torch.Tensor, length: int) -> torch.Tensor:
@@ -86,7 +87,7 @@ class Logits(NamedTuple):
         return terms
 
     def written(self, length: int) -> torch.Tensor:
-        """The logits of dense rows, written out for `length` keys: (1 or R, H, L, length)."""
+        """The logits of dense rows, written out for `length` keys, in at least float32: (1 or R, H, L, length)."""
         terms = []
         if self.queries is not None:
             terms.append(self.queries @ self.keys.transpose(-1, -2))
@@ -97,7 +98,8 @@ class Logits(NamedTuple):
             terms.append(self.matrix if scale is None else scale.view(-1, 1, 1) * self.matrix)
         if self.slow is not None:
             terms.append(expand_factors(self.slow, self.fast, length))
-        return sum(terms[1:], terms[0])
+        # a sum may be finite where float16 is full on the way to it
+        return sum(map(precise, terms[1:]), precise(terms[0]))
 
 
 def add_features(members: list[Logits], rows: Rows | None = None) -> Logits:

@@ -263,6 +263,63 @@ def test_what_a_cache_is_made_of_is_checked():
         model.train()(ids[:, :1], past_key_values=cache)
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["synthesizer-dense", "sinkhorn-default"])
+@torch.no_grad()
+def test_a_mask_that_contradicts_the_one_of_a_cache_is_an_error(name, kind):
+    model, ids = causal_model(name), random_ids(3, LENGTH)
+    mask, one = padding(3, LENGTH, "left"), torch.ones(3, 1, dtype=torch.long)
+    moved = torch.cat((mask[:, 1:9], mask[:, :1], one), dim=1)
+    for first, then, message in [
+        (mask, None, "column 0 of row 1 is valid, but .* masked"),
+        (mask, torch.ones(3, 10), "column 0 of row 1 is valid, but .* masked"),
+        (mask, moved, "column 2 of row 1 is valid, but .* masked"),
+        (None, mask, "column 0 of row 1 is masked, but .* valid"),
+    ]:
+        cache = cache_of(model, kind)
+        run(model, ids, first, cache, [9])
+        with pytest.raises(ValueError, match=f"attention_mask says that {message}"):
+            model(ids[:, 9:10], attention_mask=None if then is None else then[:, :10], past_key_values=cache)
+    # one's own mask may change afterwards, and what was cropped away may come back otherwise
+    expected = model(ids, attention_mask=mask, use_cache=False).logits
+    own, cache = mask.bool(), cache_of(model, kind)
+    own[:, 9:] = False
+    run(model, ids, own, cache, [9, 2])
+    own.fill_(False)
+    cache.crop(-2)
+    assert_same_where_valid(logits_of(run(model, ids, mask, cache, [1] * 14, start=9)), expected[:, 9:], None)
+    if kind == "dynamic":
+        cache.batch_select_indices(torch.tensor([2, 0]))
+        seen = torch.cat((mask[[2, 0]], one[:2]), dim=1)
+        last = model(ids[[2, 0], :1], attention_mask=seen, past_key_values=cache).logits
+        whole = torch.cat((ids, ids[:, :1]), dim=1)[[2, 0]]
+        assert_same_where_valid(last, model(whole, attention_mask=seen).logits[:, -1:], None)
+
+
+@pytest.mark.parametrize("name", ["synthesizer-dot_product", "synthesizer-random", "sinkhorn-default"])
+@torch.no_grad()
+def test_copied_layers_go_their_own_ways(name):
+    """As those of Transformers do; `copy.copy` of a cache shares the list of its layers."""
+    model, ids, other = causal_model(name), random_ids(2, LENGTH), random_ids(2, LENGTH, seed=1)
+    for steps in ([9], [9, 1, 1]):
+        cache, twin, start = DynamicCache(), DynamicCache(), sum(steps)
+        run(model, ids, None, cache, steps)
+        twin.layers = [copy.copy(layer) for layer in cache.layers]
+        # what the twin holds is written over first
+        cache.crop(-1)
+        mixed = torch.cat((ids[:, : start - 1], other[:, start - 1 :]), dim=1)
+        for tokens, own, done in ((mixed, cache, start - 1), (ids, twin, start)):
+            logits = logits_of(run(model, tokens, None, own, [1] * (LENGTH - done), start=done))
+            assert_same_where_valid(logits, model(tokens, use_cache=False).logits[:, done:], None)
+    # copied once, and no more
+    storages = set()
+    for _ in range(3):
+        twin.crop(-1)
+        run(model, ids, None, twin, [1], start=LENGTH - 1)
+        storages.add(twin.layers[0].values.data_ptr())
+    assert len(storages) == 1 and cache.layers[0].values.data_ptr() not in storages
+
+
 def test_use_cache_decides_what_is_returned():
     for model in (SynthesizerForCausalLM(tiny_config()), SinkhornForCausalLM(tiny_sinkhorn_config())):
         ids = random_ids(1, 5)

@@ -184,6 +184,31 @@ def test_large_logits_are_those_of_eager(variant, is_causal, size):
             torch.testing.assert_close(single, expected[0].float(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("precision", ["float16", "autocast"])
+def test_features_whose_sum_float16_cannot_hold(precision, is_causal):
+    """Members of 40,000, 40,000 and -40,000: their sum and each of them fit, two of them together do not."""
+    config = tiny_config(["dot_product", "dense", "random"], is_causal=is_causal, mixture_weighting="sum")
+    attention = randomize(SynthesizerAttention(config, 0)).eval()
+    dot_product, dense = attention.members["dot_product"], attention.members["dense"]
+    with torch.no_grad():
+        for projection in (dot_product.query, dot_product.key):
+            projection.weight[::6] = 0.0
+            projection.bias[::6] = 200.0 * 6**0.25
+        dense.input.weight[::5], dense.input.bias[::5], dense.weight[:, :, 0], dense.bias[:] = 0.0, 200.0, 200.0, -4e4
+        attention.members["random"].weight -= 4e4
+    x, mask = torch.randn(3, 13, 18), padding(3, 13, "hole").bool()
+    if precision == "float16":
+        attention, x = attention.half(), x.half()
+    expected = eager(copy.deepcopy(attention).double(), x.double(), mask)
+    with torch.autocast("cpu", torch.float16, enabled=precision == "autocast"):
+        # whose products of 40,000 are rounded by up to 16
+        assert eager(attention, x, mask).isfinite().all()
+        outputs, *grads = gradients(sdpa, attention, x, mask)
+    torch.testing.assert_close(outputs.double(), expected, atol=0.1, rtol=0.0)
+    assert all(grad.isfinite().all() for grad in (grads[0], *grads[1].values()))
+
+
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16", "float16", "autocast"])
 def test_shared_weights_stay_positive_where_padding_hides_the_larger_ones(precision):
     """Kept logits 200 below the row's largest: no 0 / 0, in any precision."""

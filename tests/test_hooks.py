@@ -6,6 +6,7 @@ import accelerate
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn.utils import prune
 from variants import SYNTHESIZERS, padding, random_ids, randomize, tiny_config, tiny_sinkhorn_config
@@ -20,8 +21,9 @@ models = pytest.mark.parametrize(
         lambda **fields: SynthesizerModel(tiny_config(SYNTHESIZERS, **fields)),
         lambda **fields: SynthesizerModel(tiny_config(["random"], **fields)),
         lambda **fields: SinkhornModel(tiny_sinkhorn_config(**fields)),
+        lambda **fields: SinkhornModel(tiny_sinkhorn_config(is_causal=True, causal_balancing="sinkhorn", **fields)),
     ],
-    ids=["members", "random", "sinkhorn"],
+    ids=["members", "random", "sinkhorn", "causal-sinkhorn"],
 )
 
 
@@ -136,6 +138,48 @@ def test_jacobians_and_second_derivatives(make):
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SinkhornModel(tiny_sinkhorn_config(sortcut_blocks=2)),
+        lambda: SynthesizerModel(tiny_config(["dot_product"])),
+    ],
+    ids=["sortcut", "dot_product"],
+)
+def test_a_fused_form_names_the_one_that_has_second_derivatives(make):
+    model = randomize(make()).eval()
+    embeds = torch.randn(2, 6, 18, requires_grad=True)
+    (first,) = torch.autograd.grad(model(inputs_embeds=embeds)[0].sin().sum(), embeds, create_graph=True)
+    with pytest.raises(RuntimeError, match='attn_implementation="eager"'):
+        first.sum().backward()
+    model.set_attn_implementation("eager")
+    (literal,) = torch.autograd.grad(model(inputs_embeds=embeds)[0].sin().sum(), embeds, create_graph=True)
+    torch.testing.assert_close(first, literal)
+    literal.sum().backward()
+
+
+# a fused call alone, which has a bias of its own
+@pytest.mark.parametrize("make", [*models.args[1], lambda **fields: SynthesizerModel(tiny_config(["dense"], **fields))])
+@torch.no_grad()
+def test_forward_mode_gives_the_derivative_of_each_parameter(make):
+    model = randomize(make(num_hidden_layers=1).double()).eval()
+    embeds, mask = torch.randn(2, 6, 18, dtype=torch.float64), padding(2, 6, "right")
+    parameters = dict(model.named_parameters())
+    names = [name for name in parameters if "attention" in name]
+    for changed in (names, *([name] for name in names if "bias" in name)):
+        with torch.enable_grad():
+            outputs = model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+            probe = torch.randn_like(outputs)
+            grads = torch.autograd.grad((outputs * probe).sum(), [parameters[name] for name in changed])
+        with forward_ad.dual_level():
+            tangents = {name: torch.randn_like(parameters[name]) for name in changed}
+            dual = {name: forward_ad.make_dual(parameters[name], tangent) for name, tangent in tangents.items()}
+            outputs = functional_call(model, dual, (), {"inputs_embeds": embeds, "attention_mask": mask})
+            actual = forward_ad.unpack_dual(outputs.last_hidden_state).tangent
+        expected = sum((grad * tangents[name]).sum() for name, grad in zip(changed, grads, strict=True))
+        torch.testing.assert_close((actual * probe).sum(), expected)
 
 
 @pytest.mark.parametrize("family", ["synthesizer", "sinkhorn"])
