@@ -1,6 +1,6 @@
 """
-Pictures of what a checkpoint attends to in a text: a Sinkhorn model's sort matrices, and the words that each block fetches,
-or a Synthesizer's synthesised attention beside dot-product attention, by layer and head.
+Pictures of what a checkpoint attends to in a text: a Sinkhorn model's sort matrices and the words of the blocks that
+each block fetches, or a Synthesizer's synthesised attention beside dot-product attention, by layer and head.
 
     python -m synkhorn.scripts.visualize runs/quickstart-synthesizer --text "A dull film, and far too long."
     python -m synkhorn.scripts.visualize my-sinkhorn-model --file review.txt --output sort.png --html sort.html
