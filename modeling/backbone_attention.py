@@ -72,7 +72,7 @@ class BackboneAttention(nn.Module):
         inputs, keys, values = self.project(hidden_states, position_embeddings)
         weights = None
         if cache is not None:
-            states = {"keys": keys, "values": values} | self.cached_states(hidden_states)
+            states = {"keys": keys, "values": values} | self.cached_states(inputs)
             cached = {name: self.rows_of(state, rows) for name, state in states.items()}
             new_keys, new_values = cached.pop("keys"), cached.pop("values")
             all_keys, others = cache.update(new_keys, new_values, self.layer_idx, rows, **cached)
@@ -83,7 +83,7 @@ class BackboneAttention(nn.Module):
             outputs = rows.join([outputs])
         else:
             if cache is not None:
-                self.start_cache(hidden_states, rows, layer)
+                self.start_cache(inputs, rows, layer)
             if self.config._attn_implementation == "eager" or has_transforms():
                 outputs, weights = self.attend_literally(inputs, keys, values, rows)
                 outputs = rows.to_tokens(outputs.transpose(1, 2).flatten(2))
@@ -125,9 +125,9 @@ class BackboneAttention(nn.Module):
         H or 1, positions, w) -> (B, H, L, dh) and, in the literal form, the effective weights (B, H, L, positions).
         """
 
-    def cached_states(self, hidden_states: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Further states for the cache's layer, (1, H or 1, T, w), by their names there."""
+    def cached_states(self, inputs: Any) -> dict[str, torch.Tensor]:
+        """What `project` gave -> further states for the cache's layer, (1, H or 1, T, w), by their names there."""
         return {}
 
-    def start_cache(self, hidden_states: torch.Tensor, rows: Rows, layer: Any) -> None:
-        """Called behind the first tokens of a cache, whose states are in the layer."""
+    def start_cache(self, inputs: Any, rows: Rows, layer: Any) -> None:
+        """Called with what `project` gave for the first tokens of a cache, whose states are in the layer."""

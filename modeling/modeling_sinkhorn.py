@@ -1,7 +1,10 @@
 """The Sinkhorn family (Tay et al., arXiv 2002.11296): its sort nets, its attention, and its models."""
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.generation import GenerationMixin
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -18,25 +21,39 @@ from .modeling_heads import (
     BackboneForSequenceClassification,
     BackboneForTokenClassification,
 )
-from .sinkhorn_attention import Options, literal_sinkhorn_attention, sinkhorn_attention
+from .sinkhorn_attention import Options, literal_sinkhorn_attention, sinkhorn_attention, to_blocks
 from .sinkhorn_cache import SortedBlocksLayer, SortedBlocksLayerMixin, StaticSortedBlocksLayer
+from .sinkhorn_choice import Choice, choose
 from .sinkhorn_decoding import block_runs, decode_blocks
 from .sinkhorn_sort import (
     Blocks,
-    causal_sinkhorn,
     causal_sums,
     column_residual,
     gumbel_noise,
+    log_causal_sinkhorn,
+    log_sinkhorn,
+    masked,
     pool_blocks,
     scaled_causal_sums,
-    sinkhorn,
 )
-from .softmax_attention import fused_attention, literal_attention, seen_attention, seen_softmax
+from .softmax_attention import (
+    fused_attention,
+    literal_attention,
+    merge_heads,
+    precise,
+    seen_attention,
+    split_heads,
+)
 
 
 def sort_heads(config: SinkhornConfig) -> int:
-    """Sort matrices in a layer: one a head, or one for all."""
+    """How many heads have sort matrices of their own: all, or one for all."""
     return 1 if config.share_sort_net else config.num_attention_heads
+
+
+def sort_matrices(config: SinkhornConfig) -> int:
+    """Sort matrices that the net of a layer gives, one for each of a head's sorted blocks."""
+    return sort_heads(config) * config.sorted_blocks
 
 
 class LinearSortNet(nn.Module):
@@ -44,8 +61,8 @@ class LinearSortNet(nn.Module):
 
     def __init__(self, config: SinkhornConfig):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(sort_heads(config), config.num_blocks, config.hidden_size))
-        self.bias = nn.Parameter(torch.empty(sort_heads(config), config.num_blocks))
+        self.weight = nn.Parameter(torch.empty(sort_matrices(config), config.num_blocks, config.hidden_size))
+        self.bias = nn.Parameter(torch.empty(sort_matrices(config), config.num_blocks))
 
     def initialize_parameters(self, std: float):
         init.normal_(self.weight, std=std)
@@ -63,7 +80,7 @@ class MLPSortNet(nn.Module):
 
     def __init__(self, config: SinkhornConfig):
         super().__init__()
-        heads, width = sort_heads(config), config.hidden_size // sort_heads(config)
+        heads, width = sort_matrices(config), config.hidden_size // sort_heads(config)
         self.input_weight = nn.Parameter(torch.empty(heads, width, config.hidden_size))
         self.input_bias = nn.Parameter(torch.empty(heads, width))
         self.output_weight = nn.Parameter(torch.empty(heads, config.num_blocks, width))
@@ -88,7 +105,7 @@ class BilinearSortNet(nn.Module):
 
     def __init__(self, config: SinkhornConfig):
         super().__init__()
-        heads, width = sort_heads(config), config.hidden_size // sort_heads(config)
+        heads, width = sort_matrices(config), config.hidden_size // sort_heads(config)
         self.scaling = width**-0.5
         self.query_weight = nn.Parameter(torch.empty(heads, width, config.hidden_size))
         self.key_weight = nn.Parameter(torch.empty(heads, width, config.hidden_size))
@@ -104,7 +121,23 @@ class BilinearSortNet(nn.Module):
         return queries @ keys.transpose(-1, -2) * self.scaling
 
 
-SORT_NETS = {"linear": LinearSortNet, "mlp": MLPSortNet, "bilinear": BilinearSortNet}
+class PooledSortNet(nn.Module):
+    """R[i, j] = the mean query of block i times the mean key of block j: without parameters."""
+
+    def __init__(self, config: SinkhornConfig):
+        super().__init__()
+        self.heads = sort_heads(config)
+
+    def initialize_parameters(self, std: float):
+        """There are none."""
+
+    def forward(self, rows, columns):
+        """Mean queries (B, r, d), scaled already, and keys (B, n, d) -> (B, H, r, n)"""
+        queries, keys = (split_heads(x, self.heads) for x in (rows, columns))
+        return queries @ keys.transpose(-1, -2)
+
+
+SORT_NETS = {"linear": LinearSortNet, "mlp": MLPSortNet, "bilinear": BilinearSortNet, "pooled": PooledSortNet}
 
 
 class BlockSort(nn.Module):
@@ -115,31 +148,49 @@ class BlockSort(nn.Module):
         self.config = config
         self.net = SORT_NETS[config.sort_net](config)
 
+    @property
+    def pooling(self) -> str:
+        """How the states become one vector a block. The first query of a block is what a causal choice may know."""
+        if self.config.sort_net == "pooled":
+            return "first" if self.config.is_causal else "mean"
+        return self.config.block_pooling
+
     def forward(
-        self, states: torch.Tensor, blocks: Blocks | None = None, block: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        self,
+        states: torch.Tensor,
+        blocks: Blocks | None = None,
+        block: torch.Tensor | None = None,
+        keys: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, Any]:
         """
         Args:
             states: the tokens, (1, T, d), in their `blocks`; or (B, n, d) `causal_sums` for one `block` of each row.
             blocks: the blocks of all rows.
             block: (B,), i.
+            keys: for the net `pooled`, (1, T, d) or, for one block, the means of blocks, (B, n, d).
 
         Returns:
-            For all blocks S, (R, H, n, n) in at least float32, and its `column_residual`, (R, H), `None` in causal
-            models. For one block of each row, last, row i of S, (B, H, n).
+            For all blocks S, (R, H m, n, n) in at least float32, m matrices of each head; its `column_residual`,
+            (R, H m), `None` in causal models; and the columns of the entries that are not 0 (`choose`). For one block
+            of each row, last, row i of S, (B, H m, 1, n), and its columns.
         """
         if block is not None:
-            return None, None, self.causal_row(states, block)
+            return None, None, self.causal_row(states, block, keys)
         config, filled, mask = self.config, blocks.fill(states), blocks.row_mask
         if config.is_causal:
-            matrices = self.matrices(self.pooled_sums(causal_sums(filled, blocks, config.block_pooling)), None)
-            return matrices if mask is None else matrices * mask[:, None, :, None], None, None
-        matrices = self.matrices(pool_blocks(filled, blocks, config.block_pooling), mask)
-        return matrices, column_residual(matrices, mask), None
+            pooled, mask = self.pooled_sums(causal_sums(filled, blocks, self.pooling)), None
+        else:
+            pooled = pool_blocks(filled, blocks, self.pooling)
+        columns = pooled if keys is None else pool_blocks(blocks.fill(keys), blocks, "mean")
+        matrices, index = self.matrices(pooled, columns, mask)
+        if not config.is_causal:
+            return matrices, column_residual(matrices, mask), index
+        mask = blocks.row_mask
+        return matrices if mask is None else matrices * mask[:, None, :, None], None, index
 
     def pooled_sums(self, sums: torch.Tensor) -> torch.Tensor:
         """`causal_sums`, (R, n, d), -> the pooled blocks."""
-        return scaled_causal_sums(sums, self.config.block_size, self.config.block_pooling)
+        return scaled_causal_sums(sums, self.config.block_size, self.pooling)
 
     def logits(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Pooled blocks (R, r, d) and (R, n, d) -> (R, H, r, n), noise and temperature included."""
@@ -155,23 +206,40 @@ class BlockSort(nn.Module):
             logits = logits + gumbel_noise(logits)
         return logits / self.config.sinkhorn_temperature
 
-    def matrices(self, pooled: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """(R, n, d) and (R, n), true at blocks that take part, or `None` -> (R, H, n, n)."""
-        config, logits = self.config, self.logits(pooled, pooled)
+    def matrices(
+        self, pooled: torch.Tensor, columns: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(R, n, d) twice and (R, n), true at blocks that take part, or `None` -> (R, H m, n, n) and its columns."""
+        config, logits = self.config, self.logits(pooled, columns)
         if config.is_causal:
-            matrices = causal_sinkhorn(logits, config.sinkhorn_iterations if config.is_balanced else 0)
-        else:
-            matrices = sinkhorn(logits, None if mask is None else mask[:, None], config.sinkhorn_iterations)
-        return matrices.expand(-1, config.num_attention_heads, -1, -1)
+            return self.choose(*log_causal_sinkhorn(logits, config.sinkhorn_iterations if config.is_balanced else 0))
+        return self.choose(*log_sinkhorn(logits, None if mask is None else mask[:, None], config.sinkhorn_iterations))
 
-    def causal_row(self, sums: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
-        """Row i of the causal `matrices`, from (B, n, d) `causal_sums`; i is `block`, (B,) -> (B, H, n)."""
-        pooled, index = self.pooled_sums(sums), block[:, None, None]
+    def choose(self, log_matrix: torch.Tensor, pairs: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`choose` as configured, with matrices for all heads where they share them."""
+        config = self.config
+        matrices, index = (
+            None if x is None else x.unflatten(1, (-1, config.sorted_blocks))
+            for x in choose(log_matrix, pairs, config.num_chosen, config.sort_hard)
+        )
+        matrices, index = (
+            None if x is None else x.expand(-1, config.num_attention_heads, -1, -1, -1).flatten(1, 2)
+            for x in (matrices, index)
+        )
+        return matrices, index
+
+    def causal_row(
+        self, sums: torch.Tensor, block: torch.Tensor, keys: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Row i of the causal `matrices`, from (B, n, d) `causal_sums`; i is `block`, (B,) -> (B, H m, 1, n)."""
+        pooled, row = self.pooled_sums(sums), block[:, None, None]
+        columns = pooled if keys is None else keys
         if self.config.is_balanced:
-            return self.matrices(pooled, None).take_along_dim(index[..., None], 2)[:, :, 0]
-        seen = torch.arange(pooled.shape[1], device=pooled.device) < index  # (B, 1, n)
-        row = seen_softmax(self.logits(pooled.take_along_dim(index, 1), pooled), seen[:, :, None])
-        return row[:, :, 0].expand(-1, self.config.num_attention_heads, -1)
+            matrices, index = self.matrices(pooled, columns, None)
+            return tuple(None if x is None else x.take_along_dim(row[..., None], 2) for x in (matrices, index))
+        seen = (torch.arange(pooled.shape[1], device=pooled.device) < row)[:, :, None]  # (B, 1, 1, n)
+        logits = precise(self.logits(pooled.take_along_dim(row, 1), columns))
+        return self.choose(masked(logits, seen), seen)
 
 
 class SinkhornAttention(BackboneAttention):
@@ -186,6 +254,7 @@ class SinkhornAttention(BackboneAttention):
         super().__init__(config, layer_idx)
         self.scaling = config.head_dim**-0.5
         self.sort = None if config.sort_net == "none" else BlockSort(config)
+        self.is_pooled = config.sort_net == "pooled"
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
 
@@ -195,19 +264,28 @@ class SinkhornAttention(BackboneAttention):
         return Options(config.block_size, config.is_causal, config.combine, config.sortcut_blocks, self.dropout)
 
     def project(self, hidden_states, position_embeddings):
-        """-> the tokens and the queries, (1, T, d) and (1, H, T, dh), and keys and values."""
+        """-> what the sort reads and the queries, (1, T, d) and (1, H, T, dh), and keys and values."""
         queries, keys, values = (
             self.project_heads(projection, hidden_states) for projection in (self.query, self.key, self.value)
         )
         if position_embeddings is not None:
             queries, keys = apply_rotary_pos_emb(queries, keys, *position_embeddings)
-        return (hidden_states, queries * self.scaling), keys, values
+        queries = queries * self.scaling
+        return (merge_heads(queries) if self.is_pooled else hidden_states, queries), keys, values
+
+    def sort_blocks(self, states, keys, blocks):
+        """S, (R, H m, n, n), and the columns that are not 0; no matrices without a sort."""
+        if self.sort is None:
+            return None, None
+        matrices, _, index = self.sort(states, blocks, keys=merge_heads(keys) if self.is_pooled else None)
+        return matrices, index
 
     def attend(self, inputs, keys, values, rows):
-        (hidden_states, queries), options = inputs, self.options
+        (states, queries), options = inputs, self.options
         blocks = Blocks.of(rows, options.block_size, options.is_causal)
-        matrices = None if self.sort is None else self.sort(hidden_states, blocks)[0]
-        outputs = sinkhorn_attention(queries, keys, values, matrices, rows, blocks, options)
+        matrices, index = self.sort_blocks(states, keys, blocks)
+        choice = None if matrices is None else Choice.of(matrices, index, self.config.num_attention_heads)
+        outputs = sinkhorn_attention(queries, keys, values, choice, rows, blocks, options)
         if self.config.mix_dot_product:
             is_causal = options.is_causal
             seen = None if rows.mask is None or is_causal else rows.mask[:, None, None]
@@ -217,9 +295,8 @@ class SinkhornAttention(BackboneAttention):
         return outputs
 
     def attend_literally(self, inputs, keys, values, rows):
-        (hidden_states, queries), options = inputs, self.options
-        blocks = Blocks.of(rows, options.block_size, options.is_causal)
-        matrices = None if self.sort is None else self.sort(hidden_states, blocks)[0]
+        (states, queries), options = inputs, self.options
+        matrices, _ = self.sort_blocks(states, keys, Blocks.of(rows, options.block_size, options.is_causal))
         queries, keys, values = (rows.to_rows(x.transpose(1, 2)).transpose(1, 2) for x in (queries, keys, values))
         mask = rows.row_mask()
         outputs, weights = literal_sinkhorn_attention(queries, keys, values, matrices, mask, options)
@@ -230,19 +307,24 @@ class SinkhornAttention(BackboneAttention):
             outputs = weights @ values
         return outputs, weights
 
-    def sort_row(self, sums: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
-        """(B, n, d) `causal_sums` and i, (B,) -> row i of S, (B, H, n)."""
-        return self.sort(sums, block=block)[2]
+    def sort_row(self, sums: torch.Tensor, block: torch.Tensor, keys: torch.Tensor):
+        """(B, n, d) `causal_sums`, i, (B,), and (B, H, T, dh) -> row i of S, (B, H m, 1, n), and its columns."""
+        means = None
+        if self.is_pooled:
+            size, n = self.config.block_size, sums.shape[1]
+            means = merge_heads(to_blocks(keys[:, :, : n * size], size, -2).mean(-2, dtype=sums.dtype))
+            means = F.pad(means, (0, 0, 0, n - means.shape[1]))
+        return self.sort(sums, block=block, keys=means)[2]
 
-    def cached_states(self, hidden_states):
-        return {"inputs": (hidden_states[..., :0] if self.sort is None else hidden_states)[:, None]}
+    def cached_states(self, inputs):
+        return {"inputs": (inputs[0][..., :0] if self.sort is None else inputs[0])[:, None]}
 
-    def start_cache(self, hidden_states, rows, layer):
+    def start_cache(self, inputs, rows, layer):
         if self.sort is not None:
             config = self.config
             blocks = Blocks.of(rows, config.block_size, is_causal=True)
-            sums = causal_sums(blocks.fill(hidden_states), blocks, config.block_pooling)
-            layer.start(rows.in_order(sums), config.block_size, config.num_blocks)
+            sums = causal_sums(blocks.fill(inputs[0]), blocks, self.sort.pooling)
+            layer.start(rows.in_order(sums), config.sorted_blocks, config.block_size, config.num_blocks)
 
     def attend_cached(self, inputs, states, rows, layer: SortedBlocksLayerMixin):
         keys, values, all_inputs = states
@@ -254,7 +336,7 @@ class SinkhornAttention(BackboneAttention):
             sorted_block = None
             if self.sort is not None:
                 sorted_block = layer.sorted_block(
-                    keys, values, all_inputs, run, self.sort_row, config.block_size, config.block_pooling
+                    keys, values, all_inputs, run, self.sort_row, config.block_size, self.sort.pooling
                 )
             own = decode_blocks(q, keys, values, sorted_block, run, options, need_weights)
             if config.mix_dot_product:

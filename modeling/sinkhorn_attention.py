@@ -12,8 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from .rows import Rows
+from .sinkhorn_choice import Choice, divisor
 from .sinkhorn_kernels import block_attention, sorted_and_own, sorted_blocks
-from .sinkhorn_sort import Blocks, arrived_mass, divisor, sort_blocks
+from .sinkhorn_sort import Blocks
 from .softmax_attention import fused_attention, precise, seen_softmax
 
 
@@ -40,29 +41,30 @@ def sinkhorn_attention(
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    matrices: torch.Tensor | None,
+    choice: Choice | None,
     rows: Rows,
     blocks: Blocks,
     options: Options,
 ) -> torch.Tensor:
     """
-    The fast form: the queries of a block attend to the sorted block and to their own, or, with SortCut, all queries of
+    The fast form: the queries of a block attend to its sorted blocks and to their own, or, with SortCut, all queries of
     a row to its first sorted blocks. Nothing of size (L, L) is built.
 
     Args:
         queries, keys, values: (1, H, T, dh), the tokens of all rows; queries are scaled already.
-        matrices: S, (R, H, n, n), or `None` for attention within the own block.
+        choice: what each block fetches, or `None` for attention within the own block.
 
     Returns:
         (1, T, H dh)
     """
     if options.sortcut_blocks is not None:
-        by_group = (*(rows.split(x) for x in (queries, keys, values)), matrices.split([n for n, _ in rows.groups]))
+        groups = [(count, (length + blocks.size - 1) // blocks.size) for count, length in rows.groups]
+        by_group = (*(rows.split(x) for x in (queries, keys, values)), choice.split(groups))
         parts = zip(*by_group, strict=True)
-        return rows.join([sortcut_attention(q, k, v, s, rows.mask, options) for q, k, v, s in parts])
+        return rows.join([sortcut_attention(q, k, v, c, rows.mask, options) for q, k, v, c in parts])
     # (N, H, b, dh) each
     queries, keys, values = (blocks.fill(x.transpose(1, 2)).transpose(1, 2) for x in (queries, keys, values))
-    outputs = attend_to_blocks(queries, keys, values, matrices, blocks, options)
+    outputs = attend_to_blocks(queries, keys, values, choice, blocks, options)
     return blocks.empty(outputs.transpose(1, 2).flatten(2))
 
 
@@ -70,7 +72,7 @@ def attend_to_blocks(
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    matrices: torch.Tensor | None,
+    choice: Choice | None,
     blocks: Blocks,
     options: Options,
 ) -> torch.Tensor:
@@ -80,26 +82,28 @@ def attend_to_blocks(
     if blocks.valid is not None:
         # a block of nothing but padding, which a static graph keeps, sees all of it
         own_seen = (blocks.valid | ~blocks.valid.any(-1, keepdim=True))[:, None]  # (N, 1, b)
-    if matrices is None:
+    if choice is None:
         return block_attention(queries, keys, values, None, own_seen, is_causal, dropout)
     mass = log_mass = sorted_seen = None
     if blocks.valid is not None:
-        mass = arrived_mass(matrices, blocks.to_rows(blocks.valid))  # (R, H, n, b)
-        mass = blocks.to_blocks(mass.transpose(1, 2))  # (N, H, b)
+        mass = choice.by_block(choice.arrived_mass(blocks.to_rows(blocks.valid)))  # (R, n, H, m b)
+        mass = blocks.to_blocks(mass)  # (N, H, m b)
         log_mass, sorted_seen = divisor(mass).log().to(keys.dtype), mass > 0
     first = blocks.is_first(keys.device)[:, None, None] if is_causal else None  # (N, 1, 1)
     if options.combine == "concat":
-        keys, values = (sorted_and_own(matrices, x, mass, blocks) for x in (keys, values))
+        keys, values = (sorted_and_own(choice, x, mass, blocks) for x in (keys, values))
         bias = seen = None
         if mass is not None:
-            bias = torch.cat((log_mass, torch.zeros_like(log_mass)), dim=-1)  # (N, H, 2 b)
-            seen = torch.cat((sorted_seen, own_seen.expand_as(sorted_seen)), dim=-1)
+            own_seen = own_seen.expand(-1, keys.shape[1], -1)
+            bias = F.pad(log_mass, (0, options.block_size))  # (N, H, (m + 1) b)
+            seen = torch.cat((sorted_seen, own_seen), dim=-1)
         elif is_causal:
             # the first block of a row has no past
             seen = torch.ones(1, 1, keys.shape[2], dtype=torch.bool, device=keys.device)
-            seen = seen & ~(first & (torch.arange(keys.shape[2], device=keys.device) < options.block_size))
+            moved = keys.shape[2] - options.block_size
+            seen = seen & ~(first & (torch.arange(keys.shape[2], device=keys.device) < moved))
         return block_attention(queries, keys, values, bias, seen, is_causal, dropout)
-    sorted_keys, sorted_values = (sorted_blocks(matrices, x, mass, blocks) for x in (keys, values))
+    sorted_keys, sorted_values = (sorted_blocks(choice, x, mass, blocks) for x in (keys, values))
     if sorted_seen is not None:
         sorted_seen = sorted_seen | ~sorted_seen.any(-1, keepdim=True)
     if options.combine == "sum":
@@ -116,7 +120,7 @@ def sortcut_attention(
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    matrices: torch.Tensor,
+    choice: Choice,
     mask: torch.Tensor | None,
     options: Options,
 ) -> torch.Tensor:
@@ -125,7 +129,7 @@ def sortcut_attention(
 
     Args:
         queries, keys, values: (R, H, L, dh).
-        matrices: S, (R, H, n or more, n or more).
+        choice: of these rows.
         mask: (R, L) or `None`.
 
     Returns:
@@ -138,10 +142,9 @@ def sortcut_attention(
         valid = to_blocks(mask, size, -1)  # (1 or R, n, b)
         keys, values = (x * mask[:, None, :, None] for x in (keys, values))
     keys, values = (to_blocks(x, size, -2) for x in (keys, values))  # (R, H, n, b, dh)
-    n = keys.shape[2]
-    matrices = matrices[:, :, :n, :n][:, :, : options.sortcut_blocks]
-    mass = None if valid is None else arrived_mass(matrices, valid)
-    keys, values = (sort_blocks(matrices, x, mass).flatten(2, 3) for x in (keys, values))
+    choice = choice.first(options.sortcut_blocks)
+    mass = None if valid is None else choice.arrived_mass(valid)
+    keys, values = (choice.sorted_blocks(x, mass).flatten(2, 3) for x in (keys, values))
     bias = seen = None
     if mass is not None:
         mass = mass.flatten(2)  # (R, H, slots)
@@ -173,7 +176,7 @@ def literal_sinkhorn_attention(
 
     Args:
         queries, keys, values: (R, H, L, dh), rows padded on the right; queries are scaled already.
-        matrices: S, (R, H, n, n), or `None` for attention within the own block.
+        matrices: S, (R, H m, n, n), m of each head, or `None` for attention within the own block.
         mask: (R, L), or `None` if no row is padded.
 
     Returns:
@@ -189,9 +192,10 @@ def literal_sinkhorn_attention(
     n = keys.shape[2]
     if matrices is None:
         matrices = queries.new_zeros(count, heads, n, n, dtype=torch.promote_types(queries.dtype, torch.float32))
-    # what each original token brings to slot t of sorted block i, the shares of a slot adding up to 1
-    arrived = matrices[..., None] * valid[:, :, None]  # (R, H, n, n, b): i, j, t
-    mass = arrived.sum(3)  # (R, H, n, b)
+    # what each original token brings to slot t of sorted block i r, the shares of a slot adding up to 1
+    choice = Choice.of(matrices, None, heads)
+    arrived = choice.weights[..., None] * valid[:, :, None]  # (R, H, n m, n, b): i r, j, t
+    mass = arrived.sum(3)  # (R, H, n m, b)
     shares = (arrived / divisor(mass)[..., None, :]).to(values.dtype)
     sorted_keys = torch.einsum("bhijt,bhjtd->bhitd", shares, keys)
     log_mass = divisor(mass).log()
@@ -202,13 +206,18 @@ def literal_sinkhorn_attention(
         weights = F.dropout(weights.to(values.dtype), options.dropout).unflatten(-1, (-1, size))  # (R, H, n, b, c, b)
         effective = torch.einsum("bhisct,bhcjt->bhisjt", weights, shares[:, :, cut])
     else:
+        # the m sorted blocks of a block side by side
+        sorted_keys, mass, log_mass = (
+            x.unflatten(2, (n, choice.m)).flatten(3, 4) for x in (sorted_keys, mass, log_mass)
+        )
         own_logits = queries @ keys.transpose(-1, -2)  # (R, H, n, b, b)
-        sorted_logits = queries @ sorted_keys.transpose(-1, -2) + log_mass[..., None, :]
+        sorted_logits = queries @ sorted_keys.transpose(-1, -2) + log_mass[..., None, :]  # (R, H, n, b, m b)
         past = torch.ones(size, size, dtype=torch.bool, device=queries.device)
         past = past.tril() if options.is_causal else past
         slots = slot_weights(sorted_logits, own_logits, mass > 0, valid, past, options.combine)
         sorted_weights, own_weights = (F.dropout(x.to(values.dtype), options.dropout) for x in slots)
-        effective = torch.einsum("bhist,bhijt->bhisjt", sorted_weights, shares)
+        by_sorted = sorted_weights.unflatten(-1, (choice.m, size))
+        effective = torch.einsum("bhisrt,bhirjt->bhisjt", by_sorted, shares.unflatten(2, (n, choice.m)))
         in_place = torch.eye(n, dtype=values.dtype, device=values.device)[:, None, :, None]  # (n, 1, n, 1)
         effective = effective + own_weights[..., None, :] * in_place
     effective = effective.flatten(4, 5).flatten(2, 3)[:, :, :length, :length]
@@ -227,13 +236,13 @@ def slot_weights(
     The weights of the sorted and of the own slots.
 
     Args:
-        sorted_logits, own_logits: (R, H, n, queries, b), of some queries of each block.
-        arrived: (R, H, n, b), true at the sorted slots where anything valid arrives.
+        sorted_logits, own_logits: (R, H, n, queries, m b) and (..., b), of some queries of each block.
+        arrived: (R, H, n, m b), true at the sorted slots where anything valid arrives.
         valid: (1 or R, 1, n, b), true at the own slots that hold a valid token.
         past: true where a query may see an own slot, broadcast to the logits.
 
     Returns:
-        Two of (R, H, n, queries, b).
+        (R, H, n, queries, m b) and (R, H, n, queries, b).
     """
     sorted_seen = arrived[..., None, :].expand_as(sorted_logits)
     own_seen = (valid[..., None, :] & past).expand_as(own_logits)
@@ -245,6 +254,7 @@ def slot_weights(
         logits = precise(own_logits) + sorted_logits.masked_fill(~moved, 0.0)
         weights = seen_softmax(logits, torch.where(moved, sorted_seen & past, own_seen))
         return weights * moved, weights * ~moved
-    logits = torch.cat((sorted_logits, own_logits), dim=-1)  # (R, H, n, queries, 2 b)
-    sorted_weights, own_weights = seen_softmax(logits, torch.cat((sorted_seen, own_seen), dim=-1)).chunk(2, dim=-1)
+    logits = torch.cat((sorted_logits, own_logits), dim=-1)  # (R, H, n, queries, (m + 1) b)
+    weights = seen_softmax(logits, torch.cat((sorted_seen, own_seen), dim=-1))
+    sorted_weights, own_weights = weights.split([sorted_logits.shape[-1], own_logits.shape[-1]], dim=-1)
     return sorted_weights, own_weights

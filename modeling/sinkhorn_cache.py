@@ -36,10 +36,10 @@ class SortedBlocksLayerMixin(PositionLayerMixin):
         # the block of `sorted` where that is the same in all rows and was known without looking
         self.block: int | None = None
 
-    def start(self, sums: torch.Tensor, block_size: int, num_blocks: int) -> None:
-        """Begin with (B, n or fewer, d) sums of the first tokens' blocks."""
+    def start(self, sums: torch.Tensor, m: int, block_size: int, num_blocks: int) -> None:
+        """Begin with (B, n or fewer, d) sums of the first tokens' blocks; m sorted blocks for each."""
         sums = F.pad(sums[:, None], (0, 0, 0, num_blocks - sums.shape[1]))
-        self.replace(sums, SortedBlock.not_computed(self.keys, block_size, num_blocks))
+        self.replace(sums, SortedBlock.not_computed(self.keys, m, block_size, num_blocks))
         self.block = None
 
     def sorted_block(
@@ -48,7 +48,7 @@ class SortedBlocksLayerMixin(PositionLayerMixin):
         values: torch.Tensor,
         inputs: torch.Tensor,
         rows: Rows,
-        sort_row: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        sort_row: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]],
         block_size: int,
         pooling: str,
     ) -> SortedBlock:
@@ -59,7 +59,8 @@ class SortedBlocksLayerMixin(PositionLayerMixin):
             keys, values: (B, H, T, dh).
             inputs: (B, 1, T, d).
             rows: those of new tokens that lie, in each row, in one block.
-            sort_row: from (B, m, d) `causal_sums` and i, (B,), to row i of the sort matrix, (B, H, m).
+            sort_row: from (B, n or fewer, d) `causal_sums`, i, (B,), and the keys to row i of the sort matrices, and
+                its `index`: arguments of `SortedBlock.of`.
             block_size, pooling: those of the configuration.
         """
         start = rows.start
@@ -73,9 +74,9 @@ class SortedBlocksLayerMixin(PositionLayerMixin):
             latest = next_causal_sum(sums, inputs, block, block_size, pooling)
             sums = sums.scatter(2, block[:, None, None, None].expand_as(latest), latest)
             # no later block is needed, where that can be known
-            m = num_blocks if torch.compiler.is_compiling() else int(block.max()) + 1
-            shares = F.pad(sort_row(sums[:, 0, :m], block), (0, num_blocks - m))
-            return sums, *SortedBlock.of(shares, keys, values, block, block_size)
+            n = num_blocks if torch.compiler.is_compiling() else int(block.max()) + 1
+            row, index = sort_row(sums[:, 0, :n], block, keys)
+            return sums, *SortedBlock.of(row, index, keys, values, block, block_size, num_blocks)
 
         first = rows.new_positions()[:, 0]
         block = first // block_size

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .rows import Rows
 from .sinkhorn_attention import Options, slot_weights, to_blocks
-from .sinkhorn_sort import sort_blocks
+from .sinkhorn_choice import Choice
 from .softmax_attention import fused_attention, seen_softmax
 
 
@@ -21,8 +21,8 @@ class SortedBlock(NamedTuple):
     """
     What the sort brings to the block that each row is in.
 
-    keys, values: (B, H, b, dh), 0 for block 0.
-    shares: (B, H, n), row i of the sort matrix, 0 from i on.
+    keys, values: (B, H, m b, dh), m sorted blocks side by side, 0 for block 0.
+    shares: (B, H, m, n), row i of each of the m sort matrices, 0 from i on.
     block: (B,), i; -1 where it has not been computed.
     """
 
@@ -32,26 +32,43 @@ class SortedBlock(NamedTuple):
     block: torch.Tensor
 
     @classmethod
-    def not_computed(cls, keys: torch.Tensor, block_size: int, num_blocks: int) -> "SortedBlock":
+    def not_computed(cls, keys: torch.Tensor, m: int, block_size: int, num_blocks: int) -> "SortedBlock":
         """For keys (B, H, L, dh)."""
         batch, heads, _, width = keys.shape
         precise = torch.promote_types(keys.dtype, torch.float32)
         return cls(
-            keys.new_zeros(batch, heads, block_size, width),
-            keys.new_zeros(batch, heads, block_size, width),
-            keys.new_zeros(batch, heads, num_blocks, dtype=precise),
+            keys.new_zeros(batch, heads, m * block_size, width),
+            keys.new_zeros(batch, heads, m * block_size, width),
+            keys.new_zeros(batch, heads, m, num_blocks, dtype=precise),
             torch.full((batch,), -1, device=keys.device),
         )
 
     @classmethod
-    def of(cls, shares: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, block: torch.Tensor, size: int):
-        """The sort multiplied out: shares (B, H, n), keys and values (B, H, T, dh) of at least the blocks before i."""
-        m = min(shares.shape[-1], keys.shape[2] // size)
+    def of(
+        cls,
+        row: torch.Tensor,
+        index: torch.Tensor | None,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        block: torch.Tensor,
+        size: int,
+        num_blocks: int,
+    ):
+        """
+        The sort multiplied out.
+
+        Args:
+            row, index: row i of the sort matrices, (B, H m, 1, n), and the columns that are not 0, as of `choose`.
+            keys, values: (B, H, T, dh) of at least the blocks before i.
+        """
+        shares = Choice.of(row, None, keys.shape[1]).weights  # (B, H, m, n)
+        # one that may not be whole, where no block is
+        n = min(shares.shape[-1], max(1, keys.shape[2] // size))
+        choice = Choice.of(row if index is not None else row[..., :n], index, keys.shape[1])
         keys, values = (
-            sort_blocks(shares[:, :, None, :m], to_blocks(x[:, :, : m * size], size, -2))[:, :, 0]
-            for x in (keys, values)
+            choice.sorted_blocks(to_blocks(x[:, :, : n * size], size, -2)).flatten(2, 3) for x in (keys, values)
         )
-        return cls(keys, values, shares, block)
+        return cls(keys, values, F.pad(shares, (0, num_blocks - shares.shape[-1])), block)
 
 
 def block_runs(rows: Rows, block_size: int) -> list[tuple[int, int]]:
@@ -103,8 +120,8 @@ def decode_blocks(
         outputs = own_weights @ own_values
     else:
         sorted_logits = queries @ sorted_block.keys.transpose(-1, -2)
-        arrived = (block > 0)[:, :, None, None].expand(-1, queries.shape[1], 1, size)  # (B, H, 1, b)
-        valid = torch.ones_like(arrived[:, :1])
+        arrived = (block > 0)[:, :, None, None].expand(-1, queries.shape[1], 1, sorted_logits.shape[-1])
+        valid = torch.ones_like(past[:, :, :1])
         slots = slot_weights(
             sorted_logits[:, :, None], own_logits[:, :, None], arrived, valid, past[:, :, None], options.combine
         )
@@ -115,8 +132,9 @@ def decode_blocks(
     length = rows.end
     weights = own_weights.new_zeros(*own_weights.shape[:3], length + size)
     if sorted_block is not None:
-        shares = sorted_block.shares[:, :, : length // size, None].to(weights.dtype).expand(-1, -1, -1, size)
-        moved = torch.einsum("bhlt,bhjt->bhljt", sorted_weights, shares).flatten(-2)
+        shares = sorted_block.shares[..., : length // size].to(weights.dtype)
+        by_sorted = sorted_weights.unflatten(-1, (-1, size))  # (B, H, L, m, b)
+        moved = torch.einsum("bhlmt,bhmj->bhljt", by_sorted, shares).flatten(-2)
         weights = weights + F.pad(moved, (0, weights.shape[-1] - moved.shape[-1]))
     index = positions[:, None, None].expand_as(own_weights)
     return outputs, weights.scatter_add(-1, index, own_weights)[..., :length]

@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from .rows import is_static
-from .sinkhorn_sort import Blocks, divisor, sort_blocks
+from .sinkhorn_choice import Choice, divisor
+from .sinkhorn_sort import Blocks
 from .softmax_attention import derivable_gradients, fused_attention, future_keys
 
 # logits that are worked on at a time on a CPU: what a core's own cache holds
@@ -24,87 +25,98 @@ def runs_on_cpu(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and full and not is_static()
 
 
-def sorted_blocks(
-    matrices: torch.Tensor, slots: torch.Tensor, mass: torch.Tensor | None, blocks: Blocks
-) -> torch.Tensor:
+def sorted_blocks(choice: Choice, slots: torch.Tensor, mass: torch.Tensor | None, blocks: Blocks) -> torch.Tensor:
     """
-    The sorted block of each block.
+    The m sorted blocks of each block, side by side.
 
     Args:
-        matrices: S, (R, H, n, n).
         slots: (N, H, b, dh), 0 in empty slots.
-        mass: (N, H, b), or `None` where every slot is full.
+        mass: (N, H, m b), or `None` where every slot is full.
 
     Returns:
-        (N, H, b, dh)
+        (N, H, m b, dh)
     """
     sizes = [rows * n for rows, n in blocks.groups]
-    parts = zip(blocks.groups, matrices.split([rows for rows, _ in blocks.groups]), slots.split(sizes), strict=True)
     masses = [None] * len(sizes) if mass is None else mass.split(sizes)
     ordered = []
-    for ((rows, n), matrix, part), w in zip(parts, masses, strict=True):
-        part = part.unflatten(0, (rows, n)).transpose(1, 2)  # (rows, H, n, b, dh)
-        w = None if w is None else w.unflatten(0, (rows, n)).transpose(1, 2)
-        ordered.append(sort_blocks(matrix[:, :, :n, :n], part, w).transpose(1, 2).flatten(0, 1))
+    for group, own, part, w in zip(blocks.groups, choice.split(blocks.groups), slots.split(sizes), masses, strict=True):
+        part = part.unflatten(0, group).transpose(1, 2)  # (rows, H, n, b, dh)
+        if w is not None:
+            w = w.unflatten(0, group).transpose(1, 2).unflatten(3, (choice.m, -1)).flatten(2, 3)  # (rows, H, n m, b)
+        ordered.append(own.by_block(own.sorted_blocks(part, w)).flatten(0, 1))
     return ordered[0] if len(ordered) == 1 else torch.cat(ordered)
 
 
-def sorted_and_own(
-    matrices: torch.Tensor, slots: torch.Tensor, mass: torch.Tensor | None, blocks: Blocks
-) -> torch.Tensor:
-    """The slots of each block, those of its sorted block first: arguments of `sorted_blocks` -> (N, H, 2 b, dh)."""
+def sorted_and_own(choice: Choice, slots: torch.Tensor, mass: torch.Tensor | None, blocks: Blocks) -> torch.Tensor:
+    """The slots of sorted and own blocks, side by side: arguments of `sorted_blocks` -> (N, H, (m + 1) b, dh)."""
     if not runs_on_cpu(slots):
-        return torch.cat((sorted_blocks(matrices, slots, mass, blocks), slots), dim=-2)
-    return SortedAndOwn.apply(blocks, matrices.to(slots.dtype), slots, mass)
+        return torch.cat((sorted_blocks(choice, slots, mass, blocks), slots), dim=-2)
+    return SortedAndOwn.apply(blocks, choice.m, choice.index, choice.weights.to(slots.dtype), slots, mass)
 
 
 class SortedAndOwn(torch.autograd.Function):
     """`sorted_and_own` without a copy of the blocks but in the result."""
 
     @staticmethod
-    def products(blocks, *tensors):
-        """Of each row and head, its blocks in tensors (N, H, b, dh), as (blocks, b dh), and where its matrix is."""
+    def rows(blocks, m, index, weights):
+        """Of each row, head and sorted block: where its weights are, where its blocks are, and the blocks it weighs."""
         start = 0
         for row, n in enumerate(n for rows, n in blocks.groups for _ in range(rows)):
-            for head in range(tensors[0].shape[1]):
-                yield (row, head, slice(n), slice(n)), *(x[start : start + n, head].flatten(1) for x in tensors)
+            for head in range(weights.shape[1]):
+                for r in range(m):
+                    where = row, head, slice(r, n * m, m), slice(n if index is None else None)
+                    # a row of fewer than k blocks chooses some that it does not have, with weight 0
+                    found = None if index is None else index[where].clamp(max=n - 1)
+                    yield where, (slice(start, start + n), head), r, found
             start += n
 
     @staticmethod
-    def forward(ctx, blocks, matrices, slots, mass):
+    def forward(ctx, blocks, m, index, weights, slots, mass):
         count, heads, size, width = slots.shape
-        both = slots.new_empty(count, heads, 2, size, width)
-        both[:, :, 1] = slots
-        for where, into, given in SortedAndOwn.products(blocks, *both.unbind(2)):
-            torch.mm(matrices[where], given, out=into)
+        both = slots.new_empty(count, heads, m + 1, size, width)
+        both[:, :, m] = slots
+        for where, here, r, found in SortedAndOwn.rows(blocks, m, index, weights):
+            given, into, w = slots[here].flatten(1), both[:, :, r][here].flatten(1), weights[where]
+            if found is None:
+                torch.mm(w, given, out=into)
+            else:
+                into.copy_(F.embedding_bag(found, given, per_sample_weights=w, mode="sum"))
         if mass is not None:
-            both[:, :, 0] /= divisor(mass)[..., None]
-        ctx.save_for_backward(matrices, slots, mass, both)
+            both[:, :, :m] /= divisor(mass).unflatten(2, (m, size))[..., None]
+        ctx.save_for_backward(index, weights, slots, mass, both)
         ctx.blocks = blocks
         return both.flatten(2, 3)
 
     @staticmethod
     def backward(ctx, grad_both):
-        matrices, slots, mass, both = ctx.saved_tensors
+        index, weights, slots, mass, both = ctx.saved_tensors
+        m = both.shape[2] - 1
+        sorted_, own = both[:, :, :m], both[:, :, m]  # (N, H, m, b, dh), (N, H, b, dh)
         if torch.is_grad_enabled():
 
-            def plain(matrices, slots, mass):
-                return torch.cat((sorted_blocks(matrices, slots, mass, ctx.blocks), slots), dim=-2)
+            def plain(weights, slots, mass):
+                return torch.cat((sorted_blocks(Choice(weights, index, m), slots, mass, ctx.blocks), slots), dim=-2)
 
-            return None, *derivable_gradients(plain, (matrices, slots, mass), ctx.needs_input_grad[1:], grad_both)
-        sorted_, own = both.unbind(2)  # (N, H, b, dh) each
-        grad_sorted, grad_own = grad_both.unflatten(2, (2, -1)).unbind(2)
+            grads = derivable_gradients(plain, (weights, slots, mass), ctx.needs_input_grad[3:], grad_both)
+            return None, None, None, *grads
+        grad_both = grad_both.unflatten(2, (m + 1, -1))
+        grad_sorted, grad_slots = grad_both[:, :, :m], grad_both[:, :, m].contiguous()
         grad_mass = None
         if mass is not None:
-            grad_sorted = grad_sorted / divisor(mass)[..., None]
+            grad_sorted = grad_sorted / divisor(mass).unflatten(2, (m, -1))[..., None]
             # no gradient where the divisor is bounded
-            grad_mass = -(grad_sorted * sorted_).sum(-1).masked_fill(mass < 1e-30, 0.0)
-        grad_matrices, grad_slots = matrices.new_zeros(matrices.shape), own.new_empty(own.shape)
-        products = SortedAndOwn.products(ctx.blocks, own, grad_sorted.contiguous(), grad_own, grad_slots)
-        for where, given, grad, grad_given, into in products:
-            grad_matrices[where] = grad @ given.T
-            torch.addmm(grad_given, matrices[where].T, grad, out=into)
-        return None, grad_matrices, grad_slots, grad_mass
+            grad_mass = -(grad_sorted * sorted_).sum(-1).flatten(2).masked_fill(mass < 1e-30, 0.0)
+        grad_weights = torch.zeros_like(weights)
+        for where, here, r, found in SortedAndOwn.rows(ctx.blocks, m, index, weights):
+            given, grad, into = (x[here].flatten(1) for x in (own, grad_sorted[:, :, r], grad_slots))
+            w = weights[where]
+            if found is None:
+                grad_weights[where] = grad @ given.T
+                into.addmm_(w.T, grad)
+            else:
+                grad_weights[where] = (given[found] @ grad[..., None])[..., 0]
+                into.index_add_(0, found.flatten(), (w[..., None] * grad[:, None]).flatten(0, 1))
+        return None, None, None, grad_weights, grad_slots, grad_mass
 
 
 def block_attention(

@@ -1,6 +1,6 @@
 """
 The sort of Sparse Sinkhorn Attention (Tay et al., arXiv 2002.11296, section 3.1): blocks of tokens, one vector for each
-of them, the balanced sort matrix, and blocks multiplied by it.
+of them, and the balanced sort matrix.
 
 Every row is cut into blocks of b tokens from its first one on; its last block may hold fewer. R is the number of rows,
 T of their tokens, N of their blocks, n of the blocks of the longest row, H of heads, d the width of the model and dh
@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from .rows import Rows, has_transforms, is_static
+from .sinkhorn_choice import choose
 from .softmax_attention import derivable_gradients, future_keys, precise
 
 # of the vectors of `normed_sum`: with 32 models learned to copy more slowly, with 128 to sort
@@ -235,11 +236,7 @@ def sinkhorn(logits: torch.Tensor, mask: torch.Tensor | None, iterations: int) -
         (..., n, n) in at least float32: rows that add up to 1, and columns that nearly do, on the sub-matrix of the
         blocks that take part; 0 elsewhere.
     """
-    n = logits.shape[-1]
-    pairs = torch.ones(n, n, dtype=torch.bool, device=logits.device)
-    if mask is not None:
-        pairs = mask[..., :, None] & mask[..., None, :]
-    return _balance(logits, pairs, iterations, lambda x: x.logsumexp(-2, keepdim=True))
+    return choose(*log_sinkhorn(logits, mask, iterations))[0]
 
 
 def causal_sinkhorn(logits: torch.Tensor, iterations: int) -> torch.Tensor:
@@ -252,9 +249,22 @@ def causal_sinkhorn(logits: torch.Tensor, iterations: int) -> torch.Tensor:
 
     Args, returns: as for `sinkhorn`, without a mask: no row sees the blocks that follow it.
     """
+    return choose(*log_causal_sinkhorn(logits, iterations))[0]
+
+
+def log_sinkhorn(
+    logits: torch.Tensor, mask: torch.Tensor | None, iterations: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The arguments of `sinkhorn` -> the logarithm of S before the last softmax, and the pairs of blocks (`choose`)."""
+    pairs = None if mask is None else mask[..., :, None] & mask[..., None, :]
+    return _balance(logits, pairs, iterations, lambda x: x.logsumexp(-2, keepdim=True)), pairs
+
+
+def log_causal_sinkhorn(logits: torch.Tensor, iterations: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`log_sinkhorn` of a causal model."""
     n = logits.shape[-1]
     pairs = torch.ones(n, n, dtype=torch.bool, device=logits.device).tril(-1)
-    return _balance(logits, pairs, iterations, log_sums_so_far)
+    return _balance(logits, pairs, iterations, log_sums_so_far), pairs
 
 
 def log_sums_so_far(matrix: torch.Tensor) -> torch.Tensor:
@@ -290,18 +300,20 @@ class LogSumsSoFar(torch.autograd.Function):
 
 def _balance(
     logits: torch.Tensor,
-    pairs: torch.Tensor,
+    pairs: torch.Tensor | None,
     iterations: int,
     log_column_sums: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    log_matrix = precise(logits)
-    # finite, because the gradient of a sum of nothing but -inf is not a number
-    lowest = torch.finfo(log_matrix.dtype).min / 4
-    log_matrix = log_matrix.masked_fill(~pairs, lowest)
+    log_matrix = masked(precise(logits), pairs)
     for _ in range(iterations):
-        log_matrix = (log_matrix - log_column_sums(log_matrix)).masked_fill(~pairs, lowest)
-        log_matrix = log_matrix.log_softmax(-1).masked_fill(~pairs, lowest)
-    return log_matrix.softmax(-1).masked_fill(~pairs, 0.0)
+        log_matrix = masked(log_matrix - log_column_sums(log_matrix), pairs)
+        log_matrix = masked(log_matrix.log_softmax(-1), pairs)
+    return log_matrix
+
+
+def masked(log_matrix: torch.Tensor, pairs: torch.Tensor | None) -> torch.Tensor:
+    """Lowest where blocks take no part, but finite: the gradient of a sum of nothing but -inf is not a number."""
+    return log_matrix if pairs is None else log_matrix.masked_fill(~pairs, torch.finfo(log_matrix.dtype).min / 4)
 
 
 def column_residual(matrices: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -325,31 +337,3 @@ def gumbel_noise(logits: torch.Tensor) -> torch.Tensor:
     """Gumbel(0, 1) noise in the shape of the logits."""
     # -log of an exponential variable, which may round to 0
     return -torch.empty_like(logits).exponential_().clamp(min=torch.finfo(logits.dtype).tiny).log()
-
-
-def arrived_mass(matrices: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """w_i[t] = sum_j S_ij m_j[t], the valid part of slot t: (R, H, rows, n), (1 or R, n, b) -> (R, H, rows, b)."""
-    return matrices @ valid[:, None].to(matrices.dtype)
-
-
-def divisor(mass: torch.Tensor) -> torch.Tensor:
-    """The mass to divide by: 1 where nothing arrives, and never so small that a gradient overflows."""
-    return torch.where(mass > 0, mass.clamp(min=1e-30), 1.0)
-
-
-def sort_blocks(matrices: torch.Tensor, slots: torch.Tensor, mass: torch.Tensor | None = None) -> torch.Tensor:
-    """
-    The sorted blocks of dense rows, slot by slot the mean of what arrives: sum_j S_ij X_j / w_i.
-
-    Args:
-        matrices: S, (R, H, rows, n).
-        slots: X, (R, H, n, b, dh), 0 in empty slots.
-        mass: w, (R, H, rows, b), or `None` where every slot is full.
-
-    Returns:
-        (R, H, rows, b, dh)
-    """
-    # the smallest masses underflow in float16
-    dtype = matrices.dtype if mass is not None and slots.dtype == torch.float16 else slots.dtype
-    ordered = (matrices.to(dtype) @ slots.to(dtype).flatten(-2)).unflatten(-1, slots.shape[-2:])
-    return ordered if mass is None else (ordered / divisor(mass)[..., None]).to(slots.dtype)

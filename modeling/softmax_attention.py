@@ -38,6 +38,11 @@ def split_heads(hidden_states: torch.Tensor, num_heads: int) -> torch.Tensor:
     return hidden_states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
+def merge_heads(states: torch.Tensor) -> torch.Tensor:
+    """(R, H, L, w) -> (R, L, H w)"""
+    return states.transpose(1, 2).flatten(2)
+
+
 def future_keys(rows: int, columns: int, first_row: int, device: torch.device) -> torch.Tensor:
     """(rows, columns), true where a key is later than the query; the queries begin at `first_row`."""
     return torch.ones(rows, columns, dtype=torch.bool, device=device).triu(1 + first_row)

@@ -1,6 +1,6 @@
 """
-Pictures of what a checkpoint attends to in a text: a Sinkhorn model's sort matrices with the blocks' text, or a
-Synthesizer's synthesised attention beside dot-product attention, by layer and head.
+Pictures of what a checkpoint attends to in a text: a Sinkhorn model's sort matrices and the words of the blocks that
+each block fetches, or a Synthesizer's synthesised attention beside dot-product attention, by layer and head.
 
     python -m synkhorn.scripts.visualize runs/quickstart-synthesizer --text "A dull film, and far too long."
     python -m synkhorn.scripts.visualize my-sinkhorn-model --file review.txt --output sort.png --html sort.html
@@ -17,7 +17,7 @@ from synkhorn.hub_export import write_whole
 
 from .common.checkpoints import load_whole
 from .measuring import pictures
-from .measuring.pictures import chosen_layers, draw, page, png
+from .measuring.pictures import chosen_layers, draw, in_words, page, png
 
 
 def parser() -> ArgumentParser:
@@ -99,7 +99,9 @@ def main(args: list[str] | None = None) -> None:
     arguments.output.write_bytes(png(draw(picture.rows, picture, picture.title)))
     if arguments.html is not None:
         write_whole(arguments.html, page(picture, text, note))
-    for line in filter(None, (note, picture.caption, *map(str, filter(None, (arguments.output, arguments.html))))):
+    for line in filter(
+        None, (*in_words(picture), note, picture.caption, *map(str, filter(None, (arguments.output, arguments.html))))
+    ):
         print(line)
 
 

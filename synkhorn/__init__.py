@@ -1,5 +1,6 @@
 """Efficient-attention families for Hugging Face Transformers. Importing the package registers its Auto classes."""
 
+from .annealing import AnnealSortTemperature
 from .configuration.configuration_sinkhorn import SinkhornConfig
 from .configuration.configuration_synthesizer import SynthesizerConfig
 from .conversion import Conversion, convert
@@ -30,6 +31,7 @@ from .tokenization.tokenization_synkhorn import byte_tokenizer, token_fields, tr
 __version__ = "0.1.0"
 __all__ = [
     "FAMILIES",
+    "AnnealSortTemperature",
     "Conversion",
     "Family",
     "SinkhornConfig",

@@ -88,6 +88,7 @@ register(
         picture="sort_picture",
         benchmark={
             "sinkhorn": {"block_size": 64},
+            "sinkhorn_top2": {"block_size": 64, "sort_top_k": 2},
             "sinkhorn_block128": {"block_size": 128},
             "sinkhorn_sum": {"block_size": 64, "combine": "sum"},
             "sinkhorn_logits": {"block_size": 64, "combine": "logits"},

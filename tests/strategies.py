@@ -73,9 +73,14 @@ def sinkhorn_configs(draw, is_causal: bool | None = None, longest: int = 12) -> 
         "share_sort_net": draw(st.booleans()),
         "causal_balancing": draw(st.sampled_from(CAUSAL_BALANCINGS)),
     }
-    if not fields["is_causal"] and fields["sort_net"] != "none" and draw(st.booleans()):
-        return SinkhornConfig(sortcut_blocks=draw(st.integers(1, -(-length // block_size))), **fields)
-    return SinkhornConfig(combine=draw(st.sampled_from(COMBINES)), **fields)
+    if fields["sort_net"] != "none":
+        fields |= {"sort_top_k": draw(st.none() | st.integers(1, 4)), "sort_hard": draw(st.booleans())}
+        if not fields["is_causal"] and draw(st.booleans()):
+            return SinkhornConfig(sortcut_blocks=draw(st.integers(1, -(-length // block_size))), **fields)
+    fields["combine"] = draw(st.sampled_from(COMBINES))
+    if fields["sort_net"] not in ("none", "pooled") and fields["combine"] != "logits":
+        fields["sorted_blocks"] = draw(st.integers(1, 3))
+    return SinkhornConfig(**fields)
 
 
 def configs(is_causal: bool | None = None, longest: int = 12) -> st.SearchStrategy[BackboneConfig]:

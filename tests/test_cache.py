@@ -12,6 +12,13 @@ from synkhorn import SinkhornForCausalLM, SynthesizerForCausalLM, SynthesizerMod
 
 LENGTH = 23  # five blocks of 4, and three tokens
 # how the tokens are given: a prompt and single tokens, chunks that cross several edges of blocks
+CROPPED = [
+    "synthesizer-random+dot_product",
+    "sinkhorn-default",
+    "sinkhorn-sort_net=none",
+    "sinkhorn-sort_net=pooled",
+    "sinkhorn-sort_top_k=2-sorted_blocks=2",
+]
 SPLITS = {"steps": [9] + [1] * 14, "chunks": [6, 5, 9, 1, 2]}
 
 
@@ -83,7 +90,7 @@ def test_attentions_of_a_step_are_rows_of_the_whole(name):
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
-@pytest.mark.parametrize("name", ["synthesizer-random+dot_product", "sinkhorn-default", "sinkhorn-sort_net=none"])
+@pytest.mark.parametrize("name", CROPPED)
 @torch.no_grad()
 def test_a_cropped_cache_goes_on_exactly(name, kind):
     model = causal_model(name)
@@ -217,7 +224,7 @@ class Work(torch.utils._python_dispatch.TorchDispatchMode):
         return outputs
 
 
-@pytest.mark.parametrize("name", ["sinkhorn-default", "sinkhorn-sort_net=none"])
+@pytest.mark.parametrize("name", CROPPED[1:])
 @torch.no_grad()
 def test_a_token_of_a_sinkhorn_model_costs_the_same_at_any_length(name):
     work = {}

@@ -106,6 +106,8 @@ EXPORTED = [[name] for name in SYNTHESIZERS] + [SYNTHESIZERS] + [
     {"sort_net": "none"},
     {"block_pooling": "first", "combine": "sum"},
     {"sortcut_blocks": 2, "block_pooling": "sum"},
+    {"sort_top_k": 2, "sorted_blocks": 2},
+    {"sort_net": "pooled", "sort_hard": True},
 ]  # fmt: skip
 
 

@@ -10,7 +10,14 @@ from variants import CAUSAL_VARIANTS, causal_model, padding, random_ids
 
 # a prompt of 9 tokens and 15 more: across four edges of blocks in every row
 PROMPT, NEW = 9, 15
-SOME = ["synthesizer-dense", "synthesizer-random+dot_product", "sinkhorn-default", "sinkhorn-sort_net=none"]
+SOME = [
+    "synthesizer-dense",
+    "synthesizer-random+dot_product",
+    "sinkhorn-default",
+    "sinkhorn-sort_net=none",
+    "sinkhorn-sort_net=pooled",
+    "sinkhorn-sort_top_k=2-sorted_blocks=2",
+]
 
 
 def generate(model, ids, mask=None, seed=0, **kwargs):

@@ -13,7 +13,16 @@ from variants import random_ids, tiny_sinkhorn_config
 from synkhorn import SinkhornConfig, SinkhornModel, causal_sinkhorn, sinkhorn
 from synkhorn.configuration.configuration_sinkhorn import BLOCK_POOLINGS, MIN_TEMPERATURE
 from synkhorn.modeling.modeling_sinkhorn import SORT_NETS
-from synkhorn.modeling.sinkhorn_sort import Blocks, causal_sums, pool_blocks, scaled_causal_sums
+from synkhorn.modeling.sinkhorn_choice import Choice, choose
+from synkhorn.modeling.sinkhorn_kernels import sorted_and_own
+from synkhorn.modeling.sinkhorn_sort import (
+    Blocks,
+    causal_sums,
+    log_causal_sinkhorn,
+    log_sinkhorn,
+    pool_blocks,
+    scaled_causal_sums,
+)
 
 
 @pytest.mark.parametrize("iterations", [1, 7, 200])
@@ -85,6 +94,52 @@ def test_balancing_survives_any_logits(is_causal, dtype):
         torch.testing.assert_close(matrix.sum(-1), expected)
         (matrix * torch.randn_like(matrix)).sum().backward()
         assert logits.grad.isfinite().all()
+
+
+@given(st.integers(0, 2**16), st.integers(1, 9), st.booleans())
+def test_a_choice_of_all_blocks_is_the_soft_sort(seed, n, is_causal):
+    """In the dense form, and gathered: with as many blocks as there are, and with their own largest entries."""
+    generator = torch.Generator().manual_seed(seed)
+    logits, tensor = (torch.randn(2, 3, n, width, generator=generator, dtype=torch.float64) for width in (n, 5))
+    log_matrix, pairs = log_causal_sinkhorn(logits, 2) if is_causal else log_sinkhorn(logits, None, 2)
+    soft, index = choose(log_matrix, pairs)
+    assert index is None and torch.equal(choose(log_matrix, pairs, n)[0], soft)
+    gathered = Choice.of(soft, soft.argsort(-1), 3).fetch(tensor)
+    torch.testing.assert_close(gathered, soft @ tensor)
+    for k in range(1, n):
+        kept, index = choose(log_matrix, pairs, k)
+        smallest = soft.sort(-1, descending=True).values[..., k - 1 : k]
+        largest = soft * (soft >= smallest)
+        torch.testing.assert_close(kept, largest / largest.sum(-1, keepdim=True).clamp(min=1e-300))
+        assert index.shape[-1] == k
+        torch.testing.assert_close(Choice.of(kept, index, 3).fetch(tensor), kept @ tensor)
+
+
+def test_one_choice_of_a_permutation_moves_blocks_exactly():
+    order = torch.tensor([2, 0, 3, 1])
+    logits = torch.eye(4)[order][None, None] * 30
+    matrices, index = choose(*log_sinkhorn(logits, None, 7), 1)
+    assert torch.equal(matrices[0, 0], torch.eye(4)[order]) and torch.equal(index[0, 0, :, 0], order)
+    slots = torch.randn(4, 1, 3, 5)
+    blocks = Blocks(3, ((1, 4),), 0, None, None, None)
+    for x in (slots, slots.half()):
+        both = sorted_and_own(Choice.of(matrices, index, 1), x, None, blocks)
+        assert torch.equal(both, torch.cat((x[order], x), dim=2))
+
+
+def test_straight_through_is_hard_with_the_gradient_of_the_soft_sort():
+    """S is hard, and dL/dlogits = (dL/dS - sum_j dL/dS_ij P_ij) P_ij, P being the softmax of a row."""
+    logits = torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    for k in (1, 2):
+        matrices, index = choose(logits, None, k, is_hard=True)
+        assert index is None and torch.equal(matrices.detach(), choose(logits.detach(), None, k)[0])
+        (grad,) = torch.autograd.grad((matrices * upstream).sum(), logits)
+        soft = logits.detach().softmax(-1)
+        torch.testing.assert_close(grad, (upstream - (upstream * soft).sum(-1, keepdim=True)) * soft)
+    # one block without it: no gradient at all, not a rounded one
+    (grad,) = torch.autograd.grad((choose(logits, None, 1)[0] * upstream).sum(), logits)
+    assert not grad.any()
 
 
 @pytest.mark.parametrize("pooling", BLOCK_POOLINGS)

@@ -8,7 +8,8 @@ from synkhorn import SinkhornForCausalLM, SinkhornModel
 from synkhorn.modeling.modeling_sinkhorn import BlockSort, SinkhornAttention
 from synkhorn.modeling.rows import Rows
 from synkhorn.modeling.sinkhorn_attention import Options, sinkhorn_attention, to_blocks
-from synkhorn.modeling.sinkhorn_sort import Blocks, pool_blocks, sort_blocks
+from synkhorn.modeling.sinkhorn_choice import Choice
+from synkhorn.modeling.sinkhorn_sort import Blocks, pool_blocks
 
 FORMS = ("eager", "sdpa")
 
@@ -22,12 +23,12 @@ def test_sorted_values_are_values():
     """lucidrains: the sorted keys are used as the sorted values, so that a moved value never arrives."""
     queries, keys, values = torch.randn(3, 1, 1, 12, 6).unbind()
     # block 0 is sent block 2, and every value of block 2 is 100 higher
-    matrices = torch.eye(3)[[2, 0, 1]][None, None]
+    choice = Choice.of(torch.eye(3)[[2, 0, 1]][None, None], None, 1)
     raised = values.clone()
     raised[:, :, 8:] += 100.0
 
     def faulty(values):
-        moved = sort_blocks(matrices, to_blocks(keys, 4, -2), None)
+        moved = choice.sorted_blocks(to_blocks(keys, 4, -2))
         both = torch.cat((moved, to_blocks(keys, 4, -2)), dim=-2)
         weights = (to_blocks(queries, 4, -2) @ both.transpose(-1, -2)).softmax(-1)
         return (weights @ torch.cat((moved, to_blocks(values, 4, -2)), dim=-2))[:, :, 0]
@@ -35,7 +36,7 @@ def test_sorted_values_are_values():
     def ours(values):
         rows = rows_of(values[:, 0])
         blocks = Blocks.of(rows, 4, is_causal=False)
-        return sinkhorn_attention(queries, keys, values, matrices, rows, blocks, Options(4, False))[:, :4]
+        return sinkhorn_attention(queries, keys, values, choice, rows, blocks, Options(4, False))[:, :4]
 
     assert (faulty(raised) - faulty(values)).abs().max() < 1e-4
     assert (ours(raised) - ours(values)).min() > 1.0
@@ -140,7 +141,7 @@ def test_a_sorted_block_is_one_choice_of_blocks():
     faulty = torch.einsum("bhij,bhktd->bhitd", matrices, blocks)
     torch.testing.assert_close(faulty[:, :, 0], blocks.sum(2))
     torch.testing.assert_close(faulty[:, :, 0], faulty[:, :, 3])
-    ours = sort_blocks(matrices, blocks, None)
+    ours = Choice.of(matrices, None, 1).sorted_blocks(blocks)
     torch.testing.assert_close(ours, blocks[:, :, order])
     torch.testing.assert_close(ours, torch.einsum("bhij,bhjtd->bhitd", matrices, blocks))
 

@@ -139,6 +139,16 @@ def test_sort_matrices_have_the_text_of_their_blocks(save):
     assert all(row.matrices.shape == (2, 3, 3) for row in picture.rows)
 
 
+def test_what_a_block_fetches_is_told_in_words(save, tmp_path, capsys):
+    folder = save(SinkhornForCausalLM, SinkhornConfig, block_size=5, sort_top_k=1, sorted_blocks=2)
+    _, page = draw(folder, tmp_path, "--text", "A dull film", "--layers", "1")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "layer 1, head 0, sorted block 0" and lines[4] == "layer 1, head 0, sorted block 1"
+    assert lines[1:3] == ["  0 '<s>A du' <- nothing", "  1 'll fi' <- 0 '<s>A du' (1.00)"]
+    assert re.fullmatch(r"  2 'lm' <- (0 '<s>A du'|1 'll fi') \(1\.00\)", lines[3])
+    assert "1 &#x27;ll fi&#x27; &lt;- 0 &#x27;&lt;s&gt;A du&#x27; (1.00)" in page
+
+
 def test_long_labels_keep_both_ends_and_start_no_formula():
     assert pictures.shortened("one\n two") == "one two"
     assert pictures.shortened("a sentence of several words") == "a sente…l words"

@@ -48,7 +48,13 @@ SINKHORN_VARIANTS = [
     {"sort_net": "bilinear", "combine": "sum", "mix_dot_product": True, "share_sort_net": True},
     {"sort_net": "mlp", "causal_balancing": "sinkhorn", "block_pooling": "first"},
     {"causal_balancing": "sinkhorn", "combine": "logits", "mix_dot_product": True, "sinkhorn_iterations": 2},
+    {"sort_net": "pooled"},
+    {"sort_net": "pooled", "sort_top_k": 2, "causal_balancing": "sinkhorn", "share_sort_net": True},
+    {"sort_top_k": 2, "sorted_blocks": 2},
+    {"sort_net": "bilinear", "sort_top_k": 2, "combine": "sum", "sorted_blocks": 3, "share_sort_net": True},
+    {"sort_hard": True, "sort_net": "mlp", "combine": "logits"},
     {"sortcut_blocks": 2},
+    {"sortcut_blocks": 2, "sort_top_k": 2},
     {"sortcut_blocks": 1, "sort_net": "bilinear", "mix_dot_product": True},
 ]
 

@@ -54,6 +54,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1200px; ma
 blockquote {{ margin: 1rem 0; padding: .5rem 1rem; background: #f4f4f4; white-space: pre-wrap }}
 figure {{ margin: 2rem 0 }}
 img {{ max-width: 100% }}
+pre {{ white-space: pre-wrap; font-size: .8rem }}
 figcaption, .note {{ color: #555; font-size: .9rem }}
 </style>
 <h1>{title}</h1>
@@ -76,7 +77,8 @@ class Row(NamedTuple):
 class Picture(NamedTuple):
     """
     What is drawn: the rows of all layers, the labels of the n rows and columns and what these are, a caption, and the
-    exponent of the colour scale: 1 is linear, 0.5 tells small weights apart.
+    exponent of the colour scale: 1 is linear, 0.5 tells small weights apart. `texts`: the whole text of each row, for
+    pictures that are described in words too.
     """
 
     title: str
@@ -86,6 +88,19 @@ class Picture(NamedTuple):
     across: str
     caption: str
     exponent: float
+    texts: list[str] | None = None
+
+
+def in_words(picture: Picture) -> list[str]:
+    """Lines of text, one for each layer, head and block: its own words, and those of the block it reads most."""
+    lines = []
+    for row in picture.rows if picture.texts else []:
+        for title, matrix in zip(row.titles, row.matrices, strict=True):
+            lines.append(f"layer {row.layer}, {title}")
+            for i, (weight, j) in enumerate(zip(*(x.tolist() for x in matrix.max(-1)), strict=True)):
+                fetched = f"{j} {picture.texts[j]!r} ({weight:.2f})" if weight else "nothing"
+                lines.append(f"  {i} {picture.texts[i]!r} <- {fetched}")
+    return lines
 
 
 def shortened(text: str) -> str:
@@ -96,8 +111,9 @@ def shortened(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def head_titles(count: int) -> list[str]:
-    return [f"head {head}" for head in range(count)]
+def head_titles(count: int, m: int = 1) -> list[str]:
+    """Of `count` matrices, m of each head."""
+    return [f"head {i // m}" + (f", sorted block {i % m}" if m > 1 else "") for i in range(count)]
 
 
 @torch.no_grad()
@@ -107,19 +123,20 @@ def sort_picture(model: PreTrainedModel, ids: torch.Tensor, tokenizer: PreTraine
     if not sort_matrices or sort_matrices[0] is None:
         raise ValueError(f"sort_net={model.config.sort_net!r} of the checkpoint sorts nothing that could be drawn")
     config = model.config
-    blocks = ids[0].split(config.block_size)
+    texts = tokenizer.batch_decode(ids[0].split(config.block_size))
     caption = SORT_CAPTION if config.sortcut_blocks is None else SORTCUT_CAPTION.format(count=config.sortcut_blocks)
     return Picture(
         title="Sinkhorn sort matrices",
         rows=[
-            Row(layer, "sort matrix", matrices[0], head_titles(matrices.shape[1]))
+            Row(layer, "sort matrix", matrices[0], head_titles(matrices.shape[1], config.sorted_blocks))
             for layer, matrices in enumerate(sort_matrices)
         ],
-        labels=[f"{i}: {shortened(block)}" for i, block in enumerate(tokenizer.batch_decode(blocks))],
+        labels=[f"{i}: {shortened(block)}" for i, block in enumerate(texts)],
         down="block that reads",
         across="block that is read",
         caption=caption + (CAUSAL_CAPTION if config.is_causal else ""),
         exponent=1.0,
+        texts=texts,
     )
 
 
@@ -240,6 +257,9 @@ def page(picture: Picture, text: str, note: str) -> str:
             f'<figure><img alt="{html.escape(title)}" src="data:image/png;base64,{encoded}">'
             f"<figcaption>{html.escape(title)}</figcaption></figure>"
         )
+    words = in_words(picture)
+    if words:
+        figures.append("<pre>" + html.escape("\n".join(words)) + "</pre>")
     return PAGE.format(
         title=html.escape(picture.title),
         caption=html.escape(picture.caption),

@@ -1,5 +1,7 @@
 """Sinkhorn models, and one with local attention, trained on sequences drawn as they train."""
 
+import json
+import math
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Callable
@@ -15,10 +17,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForTokenClassification,
+    TrainerState,
     get_cosine_schedule_with_warmup,
     set_seed,
 )
 
+from ...annealing import AnnealSortTemperature
+from ...modeling.sinkhorn_sort import column_residual
 from ..data.synthetic_tasks import IGNORED, chance_of_copy, chance_of_sort, copy_across_blocks, sort_sequence
 from ..measuring.report import about_line
 
@@ -50,6 +55,12 @@ def parser(description: str | None = None) -> ArgumentParser:
     shared.add_argument("--learning_rate", type=float, default=2e-3, help="the highest: warm-up, then a cosine to 0")
     shared.add_argument("--eval_every", type=int, default=100, help="steps between two measurements")
     shared.add_argument("--eval_size", type=int, default=512, help="fresh sequences of each measurement")
+    shared.add_argument(
+        "--models",
+        type=json.loads,
+        help="what to compare instead of the task's own models, JSON: {name: fields of the configuration}; the field "
+        "annealed_to lowers the temperature of the sort to that value while the model trains",
+    )
     shared.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     shared.add_argument("--seed", type=int, default=0, help="of the models, of their data and of the evaluation")
     commands = ArgumentParser(description=description, formatter_class=ArgumentDefaultsHelpFormatter)
@@ -86,7 +97,13 @@ class Task(NamedTuple):
 
 
 def task_of(arguments: Namespace) -> Task:
-    """The task that the command line asks for."""
+    """The task that the command line asks for, with its own models or those of the command line."""
+    task = own_task(arguments)
+    return task if arguments.models is None else task._replace(models=arguments.models)
+
+
+def own_task(arguments: Namespace) -> Task:
+    """The task with its own models."""
     vocab_size = arguments.vocab_size
     if arguments.task == "copy":
         block_size, num_blocks, distance = arguments.block_size, arguments.num_blocks, arguments.distance
@@ -158,7 +175,10 @@ def generator(seed: int, purpose: str) -> torch.Generator:
 
 def train(name: str, task: Task, arguments: Namespace) -> dict:
     """Train one model; its measurements before the first step and every `eval_every` steps."""
-    model = build(task, task.models[name], arguments)
+    fields = dict(task.models[name])
+    annealing = fields.pop("annealed_to", None)
+    model = build(task, fields, arguments)
+    callback = None if annealing is None else AnnealSortTemperature(annealing)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, arguments.steps // 20, arguments.steps)
     training = generator(arguments.seed, "training")
@@ -167,6 +187,8 @@ def train(name: str, task: Task, arguments: Namespace) -> dict:
     bar = tqdm(range(1, arguments.steps + 1), desc=f"{name:<20}")
     for step in bar:
         ids, labels = task.draw(batch_size=arguments.batch_size, generator=training)
+        if callback is not None:
+            callback.on_step_begin(None, TrainerState(global_step=step - 1, max_steps=arguments.steps), None, model)
         loss = model.train()(ids, labels=labels).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -177,7 +199,32 @@ def train(name: str, task: Task, arguments: Namespace) -> dict:
             points.append({"step": step} | evaluate(model, task, arguments))
             bar.set_postfix(accuracy=f"{points[-1]['accuracy']:.3f}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"model": name, "parameters": parameters, "seconds": time.perf_counter() - start, "points": points}
+    seconds = time.perf_counter() - start
+    result = {"model": name, "parameters": parameters, "seconds": seconds, "points": points}
+    if model.config.sort_net != "none":
+        result["sort"] = sort_measures(model, task, arguments)
+        model.config.sort_top_k = 1
+        result["served hard"] = evaluate(model, task, arguments)["accuracy"]
+    return result
+
+
+@torch.no_grad()
+def sort_measures(model: nn.Module, task: Task, arguments: Namespace) -> dict[str, list[float]]:
+    """
+    How far from a permutation the sort of each layer is: the mean entropy of rows and of columns, each scaled to add up
+    to 1, over the logarithm of the number of blocks, and the mean over matrices of the largest |column sum - 1|.
+    """
+    ids, _ = task.draw(batch_size=arguments.batch_size, generator=generator(arguments.seed, "evaluation"))
+    measures: dict[str, list[float]] = {"rows' entropy": [], "columns' entropy": [], "column residual": []}
+    for matrices in model(ids, output_attentions=True).sort_matrices:
+        scale = math.log(matrices.shape[-1])
+        for name, matrix in (("rows' entropy", matrices), ("columns' entropy", matrices.mT)):
+            # rows that choose nothing, as a causal model's first one, have no entropy
+            sums = matrix.sum(-1)
+            shares = matrix[sums > 0] / sums[sums > 0][:, None]
+            measures[name].append((torch.special.entr(shares).sum(-1).mean() / scale).item())
+        measures["column residual"].append(column_residual(matrices, None).mean().item())
+    return measures
 
 
 def draw_accuracy(results: list[dict], task: Task, path: Path) -> None:
@@ -204,19 +251,21 @@ def table(results: list[dict], task: Task, arguments: Namespace, about: dict[str
         f"{arguments.num_hidden_layers} layers, width {arguments.hidden_size}, {arguments.num_attention_heads} heads, "
         f"{arguments.vocab_size} different tokens; {arguments.steps} steps of {arguments.batch_size} sequences, "
         f"seed {arguments.seed}, {arguments.threads} thread(s). Measured on {arguments.eval_size} fresh sequences; "
-        f"a guess has {task.chance:.3f} of the tokens right.",
+        f"a guess has {task.chance:.3f} of the tokens right. Served hard: the same model with `sort_top_k=1`.",
         "",
         about_line(about),
         "",
-        "| model | settings | token accuracy | exact match | steps to 0.95 | parameters | seconds |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| model | settings | token accuracy | served hard | exact match | steps to 0.95 | parameters | seconds |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for result in results:
         last = result["points"][-1]
         settings = ", ".join(f"`{name}={value!r}`" for name, value in task.models[result["model"]].items())
         reached = next((str(point["step"]) for point in result["points"] if point["accuracy"] >= 0.95), "not reached")
+        hard = f"{result['served hard']:.3f}" if "served hard" in result else "–"
         lines.append(
-            f"| {result['model']} | {settings or 'the defaults'} | {last['accuracy']:.3f} | {last['exact match']:.3f} "
+            f"| {result['model']} | {settings or 'the defaults'} | {last['accuracy']:.3f} | {hard} "
+            f"| {last['exact match']:.3f} "
             f"| {reached} | {result['parameters']:,} | {result['seconds']:.0f} |"
         )
     return "\n".join(lines) + "\n"

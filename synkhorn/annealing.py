@@ -1,0 +1,34 @@
+"""Training a sort that is to be served hard: a temperature that falls while the model trains."""
+
+from transformers import TrainerCallback
+
+from .configuration.configuration_backbone import check_at_least
+from .configuration.configuration_sinkhorn import MIN_TEMPERATURE
+
+
+class AnnealSortTemperature(TrainerCallback):
+    """
+    A callback of the Trainer that writes `sinkhorn_temperature` of a Sinkhorn model's configuration at every step: from
+    its value at the start down to `end`, by the same factor a step. The model then is saved with the last value.
+
+        Trainer(model, arguments, callbacks=[AnnealSortTemperature(0.1)], ...)
+
+    Args:
+        end: the temperature of the last step, at least 1e-6.
+    """
+
+    def __init__(self, end: float):
+        check_at_least("end", end, MIN_TEMPERATURE)
+        self.end = end
+        self.start: float | None = None
+
+    def temperature(self, progress: float) -> float:
+        """That of a share of the training, 0 to 1."""
+        return self.start * (self.end / self.start) ** progress
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if getattr(model.config, "sinkhorn_temperature", None) is None:
+            raise ValueError(f"AnnealSortTemperature needs a Sinkhorn model, not {model.config.model_type!r}")
+        if self.start is None:
+            self.start = model.config.sinkhorn_temperature
+        model.config.sinkhorn_temperature = self.temperature(state.global_step / max(1, state.max_steps - 1))
