@@ -5,18 +5,16 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
+from processes import ROOT
 
 import synkhorn
 from synkhorn import cli
 from synkhorn.scripts import quickstart
 from synkhorn.scripts.data.reviews import LABELS, load_reviews
-
-ROOT = Path(__file__).parent.parent
 
 
 def run(code: str, **environment) -> subprocess.CompletedProcess:

@@ -10,6 +10,7 @@ from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 from transformers import TrainingArguments
 
 from synkhorn import cli
@@ -19,7 +20,6 @@ from synkhorn.scripts.common.arguments import as_command_line, parse, read_field
 from synkhorn.scripts.data.text_data import DataArguments
 from synkhorn.scripts.training.models import ModelArguments
 
-ROOT = Path(__file__).parent.parent
 ALL = (ModelArguments, DataArguments, TrainingArguments)
 
 

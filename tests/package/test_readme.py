@@ -3,15 +3,14 @@
 import re
 import shlex
 from importlib import import_module
-from pathlib import Path
 
 import pytest
+from processes import ROOT
 from recipes import blocks, recipes
 
 from synkhorn import cli
 from synkhorn.scripts.common.arguments import parse
 
-ROOT = Path(__file__).parent.parent
 COMMANDS = [
     command for command in cli.COMMANDS if hasattr(import_module(f"synkhorn.scripts.{command}"), parse.__name__)
 ]

@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers
 from checkpoints import family_config
+from processes import run
 from safetensors.torch import load_file, save_file
-from test_hub import CODE, every_family, run
+from shipped_code import CODE, every_family
 from transformers import BertConfig, BertLMHeadModel, DynamicCache, EncoderDecoderModel
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TYPE_MAPPING
 from transformers.dynamic_module_utils import get_class_from_dynamic_module

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 from loopback_hub import loopback_hub
+from processes import ROOT
 
-README = Path(__file__).parent.parent / "README.md"
+README = ROOT / "README.md"
 USE_BY_NAME = """
 import sys
 sys.modules["synkhorn"] = None

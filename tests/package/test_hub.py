@@ -2,9 +2,6 @@
 
 import ast
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,43 +9,13 @@ import torch
 import transformers
 from checkpoints import family_config, write_checkpoints
 from loopback_hub import loopback_hub
+from processes import run
+from shipped_code import CODE, every_family
 from variants import randomize, tiny_config
 
 import synkhorn
-from synkhorn import FAMILIES
 from synkhorn.configuration.configuration_backbone import AUTO_CLASSES
 from synkhorn.hub_export import export_code
-
-HERE = Path(__file__).parent
-SHARED_CODE = {
-    "backbone_attention.py",
-    "backbone_layers.py",
-    "configuration_backbone.py",
-    "head_layers.py",
-    "input_checks.py",
-    "modeling_backbone.py",
-    "modeling_heads.py",
-    "position_cache.py",
-    "rows.py",
-    "softmax_attention.py",
-}
-CODE = {family: SHARED_CODE | {f"configuration_{family}.py", f"modeling_{family}.py"} for family in FAMILIES}
-CODE["synthesizer"] |= {"synthesizer_logits.py", "synthesizer_kernels.py"}
-CODE["sinkhorn"] |= {f"sinkhorn_{name}.py" for name in ("attention", "cache", "decoding", "kernels", "sort")}
-every_family = pytest.mark.parametrize("family", CODE)
-
-
-def run(script: str, *arguments, **environment) -> str:
-    """Run a script of this folder in a new process with an empty home for the Hub, and return what it printed."""
-    process = subprocess.run(
-        [sys.executable, str(HERE / script), *map(str, arguments)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
 
 
 @pytest.fixture

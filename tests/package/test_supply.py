@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import family_config
-from test_hub import CODE, HERE, every_family
+from processes import SUPPORT
+from shipped_code import CODE, every_family
 from tiny_runs import pretraining, write_texts
 from transformers import AutoModelForMaskedLM
 from variants import randomize
@@ -112,9 +113,9 @@ def test_no_module_of_the_package_reads_or_writes_pickles():
 
 def audited(*arguments, **environment) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, str(HERE / "audited.py"), *map(str, arguments)],
+        [sys.executable, str(SUPPORT / "audited.py"), *map(str, arguments)],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | environment,
-        cwd=HERE,
+        cwd=SUPPORT,
         capture_output=True,
         text=True,
         timeout=300,

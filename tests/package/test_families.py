@@ -2,7 +2,6 @@
 
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,8 @@ import transformers
 from checkpoints import check_checkpoints, write_checkpoints
 from fourier_family import PAPER, forget_fourier, register_fourier
 from huggingface_hub import ModelCard
+from processes import SUPPORT, run
 from task_data import TRAINING, from_scratch, write_data
-from test_hub import run
 from tiny_runs import completion
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.import_utils import is_serve_available
@@ -107,5 +106,5 @@ def test_it_is_served(tmp_path):
     config = AutoConfig.for_model("fourier", **TINY | {"vocab_size": 260, "max_position_embeddings": 64})
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     synkhorn.byte_tokenizer(64, is_causal=True).save_pretrained(tmp_path)
-    script = str(Path(__file__).parent / "fourier_family.py")
+    script = str(SUPPORT / "fourier_family.py")
     assert completion([script, "serve"], tmp_path)["usage"]["prompt_tokens"] == len("Once") + 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
-from test_convert import source_model
+from source_models import source_model
 from transformers import AutoTokenizer, BertTokenizer, RobertaTokenizer
 
 import synkhorn

@@ -3,9 +3,9 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from processes import SUPPORT
 
 from synkhorn import FAMILIES
 
@@ -13,7 +13,7 @@ from synkhorn import FAMILIES
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fully_sharded_models_train_as_whole_ones(family):
     # by accelerate's own function: on CPUs a Trainer falls back to plain data parallelism
-    script = Path(__file__).parent / "fully_sharded.py"
+    script = SUPPORT / "fully_sharded.py"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = subprocess.run([*launcher, script, family], capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
