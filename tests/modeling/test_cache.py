@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
-from variants import CAUSAL_VARIANTS, causal_model, padding, random_ids, tiny_config, tiny_sinkhorn_config
+from variants import CAUSAL_VARIANTS, SOME_CAUSAL, causal_model, padding, random_ids, tiny_config, tiny_sinkhorn_config
 
 from synkhorn import SinkhornForCausalLM, SynthesizerForCausalLM, SynthesizerModel
 
@@ -46,31 +46,22 @@ def test_cached_logits_are_those_of_the_full_forward(name, kind):
     """What `test_properties_cache.py` draws for any configuration, here for every variant over many blocks."""
     model = causal_model(name)
     ids = random_ids(4, LENGTH)
-    for side in ("none", "left", "hole"):
-        mask = padding(4, LENGTH, side)
+    for side, split in (("none", "chunks"), ("left", "steps"), ("hole", "chunks")):
+        mask, cache = padding(4, LENGTH, side), cache_of(model, kind)
         expected = model(ids, attention_mask=mask, use_cache=False).logits
-        for split in (SPLITS["steps"], SPLITS["chunks"]):
-            cache = cache_of(model, kind)
-            assert_same_where_valid(logits_of(run(model, ids, mask, cache, split)), expected, mask)
-            assert int(cache.get_seq_length()) == LENGTH
+        assert_same_where_valid(logits_of(run(model, ids, mask, cache, SPLITS[split])), expected, mask)
+        assert int(cache.get_seq_length()) == LENGTH
 
 
-@pytest.mark.parametrize("name", CAUSAL_VARIANTS)
+@pytest.mark.parametrize("name", SOME_CAUSAL)
 @torch.no_grad()
 def test_attentions_of_a_step_are_rows_of_the_whole(name):
     model = causal_model(name, attn_implementation="eager")
     ids, mask = random_ids(3, LENGTH), padding(3, LENGTH, "left")
-    expected = model(ids, attention_mask=mask, use_cache=False, output_attentions=True, output_hidden_states=True)
+    recorded = {"output_attentions": True, "output_hidden_states": True}
+    expected = model(ids, attention_mask=mask, use_cache=False, **recorded)
     start = 0
-    outputs = run(
-        model,
-        ids,
-        mask,
-        cache_of(model, "dynamic"),
-        SPLITS["chunks"],
-        output_attentions=True,
-        output_hidden_states=True,
-    )
+    outputs = run(model, ids, mask, cache_of(model, "dynamic"), SPLITS["chunks"], **recorded)
     for size, output in zip(SPLITS["chunks"], outputs, strict=True):
         part = slice(start, start + size)
         for ours, whole in zip(output.attentions, expected.attentions, strict=True):
@@ -88,24 +79,25 @@ def test_attentions_of_a_step_are_rows_of_the_whole(name):
 def test_a_cropped_cache_goes_on_exactly(name, kind):
     model = causal_model(name)
     ids, other = random_ids(3, LENGTH), random_ids(3, LENGTH, seed=1)
-    for side in ("none", "left"):
+    # into a block, to its beginning, and to the beginning of the one that the text ended in
+    for side, kept, split in (
+        ("none", 11, "steps"),
+        ("left", 8, "chunks"),
+        ("none", 20, "steps"),
+        ("left", 20, "chunks"),
+    ):
         mask = padding(3, LENGTH, side)
-        for kept in (8, 11, 16, 20):
-            # one text, cut at `kept` and gone on with another
-            mixed = torch.cat((ids[:, :kept], other[:, kept:]), dim=1)
-            expected = model(mixed, attention_mask=mask, use_cache=False).logits[:, kept:]
-            for split in (SPLITS["steps"], SPLITS["chunks"]):
-                cache = cache_of(model, kind)
-                run(model, ids, mask, cache, split)
-                cache.crop(kept - LENGTH)
-                for steps in ([1] * (LENGTH - kept), [LENGTH - kept]):
-                    if kept < LENGTH:
-                        actual = logits_of(run(model, mixed, mask, cache, steps, start=kept))
-                        assert_same_where_valid(actual, expected, None)
-                        cache.crop(kept - LENGTH)
+        # one text, cut at `kept` and continued with another
+        mixed = torch.cat((ids[:, :kept], other[:, kept:]), dim=1)
+        expected = model(mixed, attention_mask=mask, use_cache=False).logits[:, kept:]
+        cache = cache_of(model, kind)
+        run(model, ids, mask, cache, SPLITS[split])
+        for steps in ([1] * (LENGTH - kept), [LENGTH - kept]):
+            cache.crop(kept - LENGTH)
+            assert_same_where_valid(logits_of(run(model, mixed, mask, cache, steps, start=kept)), expected, None)
 
 
-@pytest.mark.parametrize("name", CAUSAL_VARIANTS)
+@pytest.mark.parametrize("name", SOME_CAUSAL)
 @torch.no_grad()
 def test_rows_of_a_cache_are_chosen_repeated_and_reordered(name):
     model = causal_model(name)
@@ -124,7 +116,7 @@ def test_rows_of_a_cache_are_chosen_repeated_and_reordered(name):
         assert_same_where_valid(logits_of(run(model, chosen, seen, cache, [1] * 12, start=11)), expected, None)
 
 
-@pytest.mark.parametrize("name", CAUSAL_VARIANTS)
+@pytest.mark.parametrize("name", SOME_CAUSAL)
 def test_gradients_flow_through_a_cache(name):
     model = causal_model(name).double()
     ids, mask = random_ids(3, LENGTH), padding(3, LENGTH, "left")

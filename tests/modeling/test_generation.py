@@ -6,11 +6,10 @@ import warnings
 import pytest
 import torch
 from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
-from variants import CAUSAL_VARIANTS, causal_model, padding, random_ids
+from variants import CAUSAL_VARIANTS, SOME_CAUSAL, causal_model, padding, random_ids
 
 # a prompt of 9 tokens and 15 more: across four edges of blocks in every row
 PROMPT, NEW = 9, 15
-SOME = ["synthesizer-dense", "synthesizer-random+dot_product", "sinkhorn-default", "sinkhorn-sort_net=none"]
 
 
 def generate(model, ids, mask=None, seed=0, **kwargs):
@@ -44,10 +43,9 @@ STRATEGIES = {
 }
 
 
-@pytest.mark.parametrize("name", CAUSAL_VARIANTS)
-@pytest.mark.parametrize("side", ["none", "left"])
-def test_a_cache_changes_no_strategy(name, side):
-    model, ids, mask = causal_model(name), random_ids(3, PROMPT), padding(3, PROMPT, side)
+@pytest.mark.parametrize("name", SOME_CAUSAL)
+def test_a_cache_changes_no_strategy(name):
+    model, ids, mask = causal_model(name), random_ids(3, PROMPT), padding(3, PROMPT, "left")
     for strategy, arguments in STRATEGIES.items():
         recomputed = {
             key: arguments[key] for key in arguments if key not in ("cache_implementation", "prefill_chunk_size")
@@ -56,7 +54,7 @@ def test_a_cache_changes_no_strategy(name, side):
         assert torch.equal(generate(model, ids, mask, **arguments), expected), strategy
 
 
-@pytest.mark.parametrize("name", CAUSAL_VARIANTS)
+@pytest.mark.parametrize("name", SOME_CAUSAL)
 def test_assisted_generation_is_greedy_search(name):
     model, ids = causal_model(name), random_ids(1, PROMPT)
     expected = generate(model, ids, use_cache=False)
@@ -75,7 +73,7 @@ def test_assisted_generation_is_greedy_search(name):
         assert torch.equal(generate(model, ids, **arguments), expected), assistant
 
 
-@pytest.mark.parametrize("name", CAUSAL_VARIANTS)
+@pytest.mark.parametrize("name", SOME_CAUSAL)
 def test_goes_on_from_a_returned_cache_and_from_embeddings(name):
     model, ids, mask = causal_model(name), random_ids(3, PROMPT), padding(3, PROMPT, "left")
     expected = generate(model, ids, mask, use_cache=False)
@@ -102,7 +100,7 @@ class StopAt(StoppingCriteria):
         return torch.full((len(input_ids),), input_ids.shape[1] >= 17)
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", SOME_CAUSAL[1:4:2])
 def test_processors_and_criteria_are_heard(name):
     model, ids = causal_model(name), random_ids(2, PROMPT)
     arguments = {
@@ -116,7 +114,7 @@ def test_processors_and_criteria_are_heard(name):
     assert torch.equal(generated, generate(model, ids, use_cache=False, **arguments))
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", SOME_CAUSAL[1:4:2])
 @pytest.mark.parametrize("side", ["none", "left"])
 def test_compiles_decoding_as_one_graph(name, side):
     model, ids, mask = causal_model(name), random_ids(3, PROMPT), padding(3, PROMPT, side)
@@ -130,8 +128,7 @@ def test_compiles_decoding_as_one_graph(name, side):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-@pytest.mark.parametrize("side", ["none", "left"])
-@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize(("side", "gradients"), [("none", True), ("left", False)])
 def test_compiled_steps_with_a_dynamic_cache(side, gradients):
     model = causal_model("sinkhorn-default", num_hidden_layers=1)
     ids, mask = random_ids(3, PROMPT + 3), padding(3, PROMPT + 3, side)
@@ -147,10 +144,10 @@ def test_compiled_steps_with_a_dynamic_cache(side, gradients):
             torch.testing.assert_close(logits[:, 0], expected[:, i], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SOME_CAUSAL[1:4:2])
 @torch.no_grad()
-def test_half_precision_and_autocast(name, dtype):
+def test_half_precision_and_autocast(name):
+    dtype = torch.bfloat16
     ids, mask = random_ids(3, PROMPT + NEW), padding(3, PROMPT + NEW, "left")
     exact = causal_model(name)(ids, attention_mask=mask, use_cache=False).logits
     half = causal_model(name).to(dtype)

@@ -2,7 +2,7 @@
 
 import torch
 
-from synkhorn import SinkhornConfig, SinkhornForCausalLM, SynthesizerConfig, SynthesizerForCausalLM
+from synkhorn import FAMILIES, SinkhornConfig, SynthesizerConfig
 
 SYNTHESIZERS = ["dot_product", "dense", "random", "fixed_random", "factorized_random", "factorized_dense"]
 MIXTURES = [
@@ -12,7 +12,7 @@ MIXTURES = [
     ["factorized_random", "dense", "dot_product"],
     ["random", "fixed_random"],
     ["factorized_dense", "dot_product"],
-    ["dot_product", "dense", "random", "fixed_random", "factorized_random", "factorized_dense"],
+    SYNTHESIZERS,
 ]
 VARIANTS = [[name] for name in SYNTHESIZERS] + MIXTURES
 
@@ -78,21 +78,40 @@ def randomize(model: torch.nn.Module, seed: int = 0, scale: float = 0.4) -> torc
     return model
 
 
-# every causal variant of both families, by a name
-CAUSAL_VARIANTS = {f"synthesizer-{name_of(variant)}": ("synthesizer", variant) for variant in VARIANTS} | {
-    f"sinkhorn-{name_of(variant)}": ("sinkhorn", variant)
-    for variant in SINKHORN_VARIANTS
-    if "sortcut_blocks" not in variant
+def config_of(variant: list[str] | dict, **fields) -> SynthesizerConfig | SinkhornConfig:
+    """Tiny, of the family that a variant is of: the members of a Synthesizer, or fields of Sinkhorn."""
+    return tiny_config(variant, **fields) if isinstance(variant, list) else tiny_sinkhorn_config(**variant | fields)
+
+
+def model_of(config, head: str = "Model", seed: int = 0, scale: float = 0.4) -> torch.nn.Module:
+    """A model with random values everywhere, in evaluation."""
+    return randomize(FAMILIES[config.model_type].model_class(head)(config), seed, scale).eval()
+
+
+def attention_of(config, seed: int = 0, scale: float = 0.4) -> torch.nn.Module:
+    """The attention of one layer, in float64 and in evaluation."""
+    attention_class = FAMILIES[config.model_type].model_class("Model").attention_class
+    return randomize(attention_class(config, 0).double(), seed, scale).eval()
+
+
+# every causal variant of both families, by a name, and one of each kind of cache and logits
+CAUSAL_VARIANTS = {f"synthesizer-{name_of(variant)}": variant for variant in VARIANTS} | {
+    f"sinkhorn-{name_of(variant)}": variant for variant in SINKHORN_VARIANTS if "sortcut_blocks" not in variant
 }
+SOME_CAUSAL = [
+    "synthesizer-dense",
+    "synthesizer-random+dot_product",
+    f"synthesizer-{name_of(SYNTHESIZERS)}",
+    "sinkhorn-default",
+    "sinkhorn-sort_net=none",
+    f"sinkhorn-{name_of(SINKHORN_VARIANTS[10])}",
+]
 
 
 def causal_model(name: str, **fields) -> torch.nn.Module:
     """A tiny causal language model of 29 positions in evaluation: seven blocks of 4 and one token."""
-    family, variant = CAUSAL_VARIANTS[name]
     fields = {"max_position_embeddings": 29, "eos_token_id": None} | fields
-    if family == "synthesizer":
-        return randomize(SynthesizerForCausalLM(tiny_config(variant, **fields))).eval()
-    return randomize(SinkhornForCausalLM(tiny_sinkhorn_config(**variant, **fields))).eval()
+    return model_of(config_of(CAUSAL_VARIANTS[name], **fields), "ForCausalLM")
 
 
 def random_ids(batch: int, length: int, seed: int = 0) -> torch.Tensor:
