@@ -7,12 +7,20 @@ import torch
 from comparison import assert_same, eager, gradients, rows_of, sdpa
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModel
-from variants import SYNTHESIZERS, name_of, padding, random_ids, randomize, tiny_config, tiny_sinkhorn_config
+from variants import (
+    SYNTHESIZERS,
+    attention_of,
+    config_of,
+    model_of,
+    name_of,
+    padding,
+    random_ids,
+    randomize,
+    tiny_config,
+)
 
 import synkhorn
 from synkhorn.modeling.modeling_heads import pool
-from synkhorn.modeling.modeling_sinkhorn import SinkhornAttention
 from synkhorn.modeling.modeling_synthesizer import SynthesizerAttention
 from synkhorn.modeling.softmax_attention import masked_softmax
 
@@ -30,21 +38,10 @@ class LargestTensor(TorchDispatchMode):
         return outputs
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        ["dot_product"],
-        ["dense"],
-        ["factorized_random"],
-        ["factorized_dense"],
-        ["dense", "dot_product", "factorized_random"],
-        ["factorized_dense", "dense"],
-    ],
-    ids=name_of,
-)
+@pytest.mark.parametrize("variant", [["dense", "dot_product", "factorized_random"], ["factorized_dense"]], ids=name_of)
 @pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
 def test_no_matrix_of_length_by_length_is_built(variant, is_causal):
-    length = 1500
+    length = 800
     attention = SynthesizerAttention(tiny_config(variant, is_causal=is_causal, max_position_embeddings=length), 0)
     x, mask = torch.randn(1, length, 18, requires_grad=True), torch.ones(1, length, dtype=torch.bool)
     mask[:, -7:] = False
@@ -158,7 +155,7 @@ def spread_logits(attention, size: float) -> None:
             member.query.weight.data *= size
 
 
-@pytest.mark.parametrize("size", [20.0, 100.0, 1e4, -30000.0])
+@pytest.mark.parametrize("size", [100.0, -30000.0])
 @pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize(
     "variant",
@@ -166,11 +163,7 @@ def spread_logits(attention, size: float) -> None:
     ids=name_of,
 )
 def test_large_logits_are_those_of_eager(variant, is_causal, size):
-    if isinstance(variant, dict):
-        attention = SinkhornAttention(tiny_sinkhorn_config(is_causal=is_causal, **variant), 0)
-    else:
-        attention = SynthesizerAttention(tiny_config(variant, is_causal=is_causal), 0)
-    attention = randomize(attention).double().eval()
+    attention = attention_of(config_of(variant, is_causal=is_causal))
     spread_logits(attention, size)
     x, mask = torch.randn(3, 13, 18, dtype=torch.float64), padding(3, 13, "hole").bool()
     expected = gradients(eager, attention, x, mask)
@@ -201,9 +194,7 @@ def test_shared_weights_stay_positive_where_padding_hides_the_larger_ones(precis
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    "variant", [["factorized_random", "fixed_random"], ["factorized_random", "random"], ["random"]]
-)
+@pytest.mark.parametrize("variant", [["factorized_random", "random"], ["random"]])
 def test_gradients_of_shared_weights_in_half_precision(variant, dtype):
     attention = randomize(SynthesizerAttention(tiny_config(variant, attn_implementation="sdpa"), 0)).to(dtype)
     exact = copy.deepcopy(attention).double()
@@ -215,20 +206,15 @@ def test_gradients_of_shared_weights_in_half_precision(variant, dtype):
 
 
 @pytest.mark.parametrize(
-    "config",
-    [tiny_config(members, max_position_embeddings=29) for members in (["dense", "dot_product"], ["factorized_random"])]
-    # one round of balancing: more of them repeat the same operations
-    + [
-        tiny_sinkhorn_config(is_causal=x, use_cache=False, max_position_embeddings=29, sinkhorn_iterations=1)
-        for x in (False, True)
-    ],
-    ids=["dense+dot_product", "factorized_random", "sinkhorn", "sinkhorn-causal"],
+    ("variant", "is_causal"),
+    [(["factorized_random", "dense", "dot_product"], True), ({"sinkhorn_iterations": 1}, False)],
 )
-def test_two_compilations_serve_every_length(config):
+@torch.no_grad()
+def test_two_compilations_serve_every_length(variant, is_causal):
+    config = config_of(variant, is_causal=is_causal, max_position_embeddings=29, num_hidden_layers=1, use_cache=False)
     torch._dynamo.reset()
-    config.num_hidden_layers = 1
-    model = randomize(AutoModel.from_config(config)).eval()
-    counter = CompileCounterWithBackend("aot_eager")
+    model = model_of(config)
+    counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
     counts = []
     # Sinkhorn compiles once for lengths of whole blocks, and once for the others

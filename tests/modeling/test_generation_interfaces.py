@@ -8,11 +8,8 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from checkpoints import write_causal
 from transformers import TextIteratorStreamer, pipeline
-from variants import randomize, tiny_config, tiny_sinkhorn_config
-
-import synkhorn
-from synkhorn import FAMILIES
 
 PROMPTS = ["One", "Another", "b"]
 # run in a new process, where an import of the package fails
@@ -28,15 +25,9 @@ for batch_size in (1, 3):
 """
 
 
-@pytest.fixture(params=list(FAMILIES))
-def checkpoint(request, tmp_path) -> Path:
-    folder = tmp_path / "model"
-    tokenizer = synkhorn.byte_tokenizer(model_max_length=32, is_causal=True)
-    make = tiny_sinkhorn_config if request.param == "sinkhorn" else tiny_config
-    fields = synkhorn.token_fields(tokenizer) | {"max_position_embeddings": 32}
-    randomize(getattr(synkhorn, f"{request.param.title()}ForCausalLM")(make(**fields))).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    return write_causal(tmp_path / "model")
 
 
 def alone(generate, prompt: str) -> str:

@@ -11,7 +11,7 @@ from comparison import rows_of
 from datasets import Dataset
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
-from variants import padding, random_ids, randomize, tiny_config, tiny_sinkhorn_config
+from variants import model_of, padding, random_ids, randomize, tiny_config, tiny_sinkhorn_config
 
 import synkhorn
 
@@ -44,16 +44,11 @@ def example(head: str, seed: int) -> dict:
     return columns | {name: value() for name, value in HEADS[head].items()}
 
 
-@pytest.mark.parametrize(
-    "config",
-    [tiny_config(["random", "dense"]), tiny_config(["factorized_dense", "dot_product"]), SINKHORN],
-    ids=["random+dense", "factorized_dense+dot_product", "sinkhorn"],
-)
 @pytest.mark.parametrize("head", HEADS)
-def test_accumulation_does_not_inflate_the_loss(head, config, tmp_path):
+def test_accumulation_does_not_inflate_the_loss(head, tmp_path):
     """One step on 8 examples logs the same loss and takes the same step as 4 accumulated micro-batches of 2."""
     data = Dataset.from_list([example(head, seed) for seed in range(8)])
-    start = randomize(head_class(head, config.model_type.title())(config))
+    start = model_of(SINKHORN, head)
     losses, weights = [], []
     for size, steps in ((8, 1), (2, 4)):
         model = copy.deepcopy(start)
@@ -275,9 +270,6 @@ def test_bad_input_is_named():
     for arguments, message in [
         ({}, "exactly one of input_ids and inputs_embeds"),
         ({"input_ids": ids, "inputs_embeds": torch.randn(2, 5, 18)}, "exactly one"),
-        ({"input_ids": random_ids(2, 14)}, "14 tokens.*max_position_embeddings=13"),
-        ({"input_ids": ids[:, :0]}, "0 tokens"),
-        ({"input_ids": ids, "attention_mask": torch.ones(2, 6)}, r"attention_mask has shape \(2, 6\).*\(2, 5\)"),
         ({"input_ids": ids, "attention_mask": torch.ones(2, 1, 5, 5)}, "attention_mask has shape"),
         ({"input_ids": ids, "token_type_ids": ids}, r"token_type_ids holds \d+, but type_vocab_size=0"),
         ({"input_ids": ids, "position_ids": torch.arange(5)}, r"shape \(5,\), but must be \(2, 5\) or \(1, 5\)"),

@@ -58,11 +58,10 @@ def test_masks_and_ids_of_any_integer_type(family):
         assert torch.equal(model(IDS.int(), attention_mask=mask.to(dtype)).last_hidden_state, expected)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("auto", AUTO_CLASSES)
 @every_family
-def test_an_empty_batch_gives_empty_outputs(family, auto, implementation):
-    model = getattr(transformers, auto).from_config(CONFIGS[family], attn_implementation=implementation)
+def test_an_empty_batch_gives_empty_outputs(family, auto):
+    model = getattr(transformers, auto).from_config(CONFIGS[family])
     shape = (0, 3, 7) if auto == "AutoModelForMultipleChoice" else (0, 7)
     ids = torch.zeros(shape, dtype=torch.long)
     for is_training in (False, True):
@@ -72,11 +71,10 @@ def test_an_empty_batch_gives_empty_outputs(family, auto, implementation):
             outputs.sum().backward()
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", SOME_CAUSAL)
-def test_a_row_of_nothing_but_padding_changes_no_other(name, implementation):
+def test_a_row_of_nothing_but_padding_changes_no_other(name):
     """Nor its own later tokens, where a cache goes on with it."""
-    model = causal_model(name, attn_implementation=implementation)
+    model = causal_model(name)
     ids, mask = random_ids(2, 12), torch.ones(2, 12, dtype=torch.long)
     mask[1, :7] = 0
     outputs = model(ids[:, :7], attention_mask=mask[:, :7])

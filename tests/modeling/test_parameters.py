@@ -3,22 +3,9 @@
 import pytest
 import torch
 from comparison import rows_of
-from variants import (
-    SINKHORN_VARIANTS,
-    VARIANTS,
-    name_of,
-    random_ids,
-    randomize,
-    tiny_config,
-    tiny_sinkhorn_config,
-)
+from variants import SYNTHESIZERS, VARIANTS, config_of, model_of, name_of, random_ids, tiny_config, tiny_sinkhorn_config
 
-from synkhorn import (
-    SinkhornForMaskedLM,
-    SynthesizerForMaskedLM,
-    SynthesizerForTokenClassification,
-    SynthesizerModel,
-)
+from synkhorn import SynthesizerForMaskedLM, SynthesizerForTokenClassification, SynthesizerModel
 from synkhorn.modeling.modeling_sinkhorn import SinkhornAttention
 from synkhorn.modeling.modeling_synthesizer import MEMBERS, SynthesizerAttention
 
@@ -74,10 +61,11 @@ def test_fixed_random_is_saved_and_not_trained():
     assert "members.fixed_random.weight" not in dict(attention.named_parameters())
 
 
-def check_resizing(model):
-    """Growing and shrinking a model of 13 positions keeps its outputs, and moves the limit."""
+@pytest.mark.parametrize("variant", [SYNTHESIZERS, {}, {"sort_net": "bilinear", "combine": "sum"}], ids=name_of)
+def test_resizing_keeps_what_was_learned_and_moves_the_limit(variant):
+    model = model_of(config_of(variant), "ForMaskedLM")
     ids = random_ids(2, 9)
-    before = model.eval()(ids).logits
+    before = model(ids).logits
     with pytest.raises(ValueError, match="14 tokens.*max_position_embeddings=13"):
         model(random_ids(2, 14))
     model.resize_max_position_embeddings(31)
@@ -89,14 +77,6 @@ def check_resizing(model):
     torch.testing.assert_close(model(ids).logits, before)
     with pytest.raises(ValueError, match="10 tokens.*max_position_embeddings=9"):
         model(random_ids(2, 10))
-
-
-@pytest.mark.parametrize("variant", [*VARIANTS, *SINKHORN_VARIANTS], ids=name_of)
-def test_resizing_keeps_what_was_learned(variant):
-    if isinstance(variant, dict):
-        check_resizing(randomize(SinkhornForMaskedLM(tiny_sinkhorn_config(**variant))))
-    else:
-        check_resizing(randomize(SynthesizerForMaskedLM(tiny_config(variant))))
 
 
 def test_new_positions_are_initialised_as_at_construction():
@@ -119,21 +99,13 @@ def test_synthesised_logits_start_out_different(name):
     assert attention.members[name](x, None).padded(rows_of(x)).written(100).std() > 1e-3
 
 
-@pytest.mark.parametrize(
-    "model_class, config",
-    [
-        (SynthesizerForMaskedLM, tiny_config(["factorized_dense", "fixed_random"])),
-        (SinkhornForMaskedLM, tiny_sinkhorn_config(sort_net="mlp")),
-    ],
-    ids=["synthesizer", "sinkhorn"],
-)
-def test_a_resized_model_saves_and_loads(model_class, config, tmp_path):
-    model = randomize(model_class(config)).eval()
+@pytest.mark.parametrize("variant", [["factorized_dense", "fixed_random"], {"sort_net": "mlp"}], ids=name_of)
+def test_a_resized_model_saves_and_loads(variant, tmp_path):
+    model = model_of(config_of(variant), "ForMaskedLM")
     model.resize_max_position_embeddings(29)
     model.save_pretrained(tmp_path)
-    loaded = model_class.from_pretrained(tmp_path).eval()
-    ids = random_ids(2, 29)
-    torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(random_ids(2, 29)).logits, model(random_ids(2, 29)).logits)
 
 
 def test_resizing_rejects_what_is_no_length():

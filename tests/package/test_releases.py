@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from variants import random_ids, randomize
 
 import synkhorn
-from synkhorn import hub_export
+from synkhorn import FAMILIES, hub_export
 from synkhorn.hub_export import export_code
 
 # a name inside the cache layers
@@ -40,17 +40,18 @@ def another_release(monkeypatch):
     return lambda: monkeypatch.setattr(hub_export, "flat_source", change)
 
 
-@every_family
-def test_two_releases_in_one_process_use_their_own_code(family, another_release, tmp_path):
-    model, ids = model_of(family, "ForCausalLM"), random_ids(2, 5)
-    model.save_pretrained(tmp_path / "a" / "model")
-    another_release()
-    model.save_pretrained(tmp_path / "b" / "model")
-    generated = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
-    logits = model(generated).logits[:, -1].contiguous()
-    save_file({"input_ids": ids, "generated": generated, "logits": logits}, tmp_path / "recorded.safetensors")
+def test_two_releases_in_one_process_use_their_own_code(another_release, tmp_path):
+    models, ids = {family: model_of(family, "ForCausalLM") for family in FAMILIES}, random_ids(2, 5)
+    for release in "ab":
+        for family, model in models.items():
+            model.save_pretrained(tmp_path / "saved" / family / release / "model")
+        another_release()
+    for family, model in models.items():
+        generated = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
+        recorded = {"input_ids": ids, "generated": generated, "logits": model(generated).logits[:, -1].contiguous()}
+        save_file(recorded, tmp_path / "saved" / family / "recorded.safetensors")
     home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    assert run("two_releases.py", tmp_path, **home) == "checked\n"
+    assert run("two_releases.py", tmp_path / "saved", **home) == "checked\n"
 
 
 @every_family

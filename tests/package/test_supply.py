@@ -122,14 +122,15 @@ def audited(*arguments, **environment) -> subprocess.CompletedProcess:
     )
 
 
-@every_family
-def test_a_checkpoint_loads_runs_and_saves_under_audit(family, tmp_path):
-    config = family_config(family, **synkhorn.token_fields(synkhorn.byte_tokenizer()))
-    randomize(getattr(synkhorn, f"{family.title()}ForCausalLM")(config)).save_pretrained(tmp_path / "model")
+def test_checkpoints_load_run_and_save_under_audit(tmp_path):
+    for family in synkhorn.FAMILIES:
+        config = family_config(family, **synkhorn.token_fields(synkhorn.byte_tokenizer()))
+        randomize(getattr(synkhorn, f"{family.title()}ForCausalLM")(config)).save_pretrained(tmp_path / family)
     script = tmp_path / "use.py"
     script.write_text(USE)
-    process = audited(script, tmp_path / "model", tmp_path / "again", HF_HOME=str(tmp_path / "home"))
-    assert process.stdout == "used\n", process.stderr
+    folders = [tmp_path / family for family in synkhorn.FAMILIES]
+    process = audited(script, *folders, HF_HOME=str(tmp_path / "home"))
+    assert process.stdout == "used\n" * len(folders), process.stderr
 
 
 def test_the_audit_refuses_what_it_is_to_refuse(tmp_path):
@@ -147,12 +148,13 @@ import sys
 sys.modules["synkhorn"] = None
 import torch
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-ids = torch.arange(5, 10)[None]
-model(ids, labels=ids).loss.backward()
-model.generate(ids, max_new_tokens=4)
-model.save_pretrained(sys.argv[2])
-print("used")
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    ids = torch.arange(5, 10)[None]
+    model(ids, labels=ids).loss.backward()
+    model.generate(ids, max_new_tokens=4)
+    model.save_pretrained(f"{folder}-again")
+    print("used")
 """
 ATTACKS = """
 import os, pickle, socket, subprocess
@@ -173,10 +175,9 @@ for attack in (
 STATE = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "training_args.bin"}
 
 
-@every_family
-def test_a_training_goes_on_and_unpickles_nothing(family, tmp_path):
+def test_a_training_goes_on_and_unpickles_nothing(tmp_path):
     folder = tmp_path / "run"
-    arguments = pretraining(write_texts(tmp_path / "texts.txt"), folder, family, max_steps=4, save_steps=2)
+    arguments = pretraining(write_texts(tmp_path / "texts.txt"), folder, max_steps=4, save_steps=2)
     pretrain.main(arguments)
     process = audited("synkhorn.scripts.pretrain", *arguments, "--resume_from_checkpoint", folder / "checkpoint-2")
     assert process.returncode == 0, process.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from loopback_hub import loopback_hub
 from transformers import AutoModelForSequenceClassification
-from variants import randomize, tiny_config, tiny_sinkhorn_config
+from variants import model_of, tiny_sinkhorn_config
 
 import synkhorn
 from synkhorn.scripts import push
@@ -25,15 +25,13 @@ print(type(classify.model).__name__, classify("fine")[0]["label"])
 """
 
 
-@pytest.fixture(params=["synthesizer", "sinkhorn"])
-def checkpoint(request, tmp_path) -> Path:
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
     """What a training leaves: a checkpoint with its card, and what only the Trainer reads."""
     folder = tmp_path / "my-model"
-    make = tiny_sinkhorn_config if request.param == "sinkhorn" else tiny_config
     tokenizer = synkhorn.byte_tokenizer(model_max_length=13)
-    fields = synkhorn.token_fields(tokenizer) | {"id2label": {0: "good", 1: "good"}}
-    model_class = getattr(synkhorn, f"{request.param.title()}ForSequenceClassification")
-    randomize(model_class(make(**fields))).save_pretrained(folder)
+    config = tiny_sinkhorn_config(**synkhorn.token_fields(tokenizer), id2label={0: "good", 1: "good"})
+    model_of(config, "ForSequenceClassification").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(CARD)
     (folder / "checkpoint-3").mkdir()
@@ -69,8 +67,7 @@ def test_to_the_hub_and_back_by_name(checkpoint, tmp_path):
         assert is_published(set(repositories["user/published"]) - {".gitattributes"}, checkpoint)
         assert repositories["user/published"]["README.md"].decode() == CARD
         used = run("-c", USE_BY_NAME, "user/published")
-    model_type = json.loads((checkpoint / "config.json").read_text())["model_type"]
-    assert used == f"{model_type.title()}ForSequenceClassification good\n"
+    assert used == "SinkhornForSequenceClassification good\n"
     (created,) = (json.loads(body) for path, body in log if path == "api/repos/create")
     assert (created["name"], created["visibility"]) == ("published", "private")
     assert "api/models/user/published/branch/second" in [path for path, _ in log]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from variants import TINY, padding, random_ids, tiny_config, tiny_sinkhorn_config
+from variants import TINY, config_of, model_of, padding, random_ids, tiny_config, tiny_sinkhorn_config
 
 import synkhorn
 from synkhorn.configuration.configuration_backbone import AUTO_CLASSES
@@ -45,6 +45,15 @@ def write_checkpoints(folder: Path, family: str) -> None:
             ids, mask = ids[:, None].repeat(1, 2, 1), mask[:, None].repeat(1, 2, 1)
         output = model(input_ids=ids, attention_mask=mask)[0].detach().contiguous()
         save_file({"input_ids": ids, "attention_mask": mask, "output": output}, folder / f"{auto}.safetensors")
+
+
+def write_causal(folder: Path, family: str = "sinkhorn", **fields) -> Path:
+    """A causal language model of bytes that takes 32 tokens, with its tokenizer."""
+    tokenizer = synkhorn.byte_tokenizer(model_max_length=32, is_causal=True)
+    fields = synkhorn.token_fields(tokenizer) | {"max_position_embeddings": 32} | fields
+    model_of(config_of({} if family == "sinkhorn" else ["dense"], **fields), "ForCausalLM").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def check_checkpoints(folder: Path, family: str) -> None:

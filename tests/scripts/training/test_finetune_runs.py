@@ -3,12 +3,12 @@
 import errno
 import json
 import time
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 from task_data import TRAINING, from_scratch, write_data
 from tiny_runs import finished, same_weights, start
+from transformers import modeling_utils
 
 from synkhorn.scripts import finetune
 
@@ -63,39 +63,24 @@ def test_two_processes_train_one_tokenizer_and_predict_in_order(tmp_path):
         assert left == right | {"probability": pytest.approx(left["probability"], abs=1e-4)}
 
 
-@pytest.mark.parametrize(
-    ("writer", "written"),
-    [
-        ("torch.save", "checkpoint-8/optimizer.pt"),
-        ("transformers.modeling_utils.safe_save_file", "model.safetensors"),
-    ],
-)
-def test_a_full_disk_leaves_no_half_checkpoint(writer, written, tmp_path, monkeypatch, one_thread):
-    steps = ["--max_steps", "12", "--save_strategy", "steps", "--eval_strategy", "steps"]
-    arguments = [
-        *write_data(tmp_path, NAME),
-        *from_scratch("sinkhorn"),
-        *steps,
-        "--save_steps",
-        "4",
-        "--eval_steps",
-        "4",
-    ]
+def test_a_full_disk_leaves_no_half_model(tmp_path, monkeypatch, one_thread):
+    """`test_pretrain.py` fills it in a checkpoint."""
+    steps = "--max_steps 12 --save_steps 4 --eval_steps 4 --save_strategy steps --eval_strategy steps"
+    arguments = [*write_data(tmp_path, NAME), *from_scratch("sinkhorn"), *steps.split()]
     whole, full = tmp_path / "whole", tmp_path / "full"
     expected = finetune.main([NAME, *arguments, "--output_dir", str(whole)])
-    module, _, name = writer.rpartition(".")
-    save = getattr(import_module(module), name)
+    save = modeling_utils.safe_save_file
 
     def until_full(content, path, *rest, **options):
-        if Path(path) == full / written:
+        if Path(path) == full / "model.safetensors":
             Path(path).write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         save(content, path, *rest, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(writer, until_full)
+        patched.setattr(modeling_utils, "safe_save_file", until_full)
         with pytest.raises(OSError, match="the disk is full: .* Free space .*then repeat the command"):
             finetune.main([NAME, *arguments, "--output_dir", str(full)])
-    assert not (full / written).exists()
+    assert not (full / "model.safetensors").exists()
     assert finetune.main([NAME, *arguments, "--output_dir", str(full)]) == expected
     assert same_weights(full, whole)

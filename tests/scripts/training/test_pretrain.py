@@ -80,14 +80,13 @@ def test_measures_count_tokens_and_not_batches(is_causal):
     }
 
 
-@pytest.mark.parametrize("family", ["synthesizer", "sinkhorn"])
-def test_masked_then_causal_end_to_end(family, texts, tmp_path, capsys):
+def test_masked_then_causal_end_to_end(texts, tmp_path, capsys):
     masked, causal = tmp_path / "masked", tmp_path / "causal"
-    first = pretrain.main(pretraining(texts, masked, family, num_train_epochs=3, learning_rate=0.01))
+    first = pretrain.main(pretraining(texts, masked, "synthesizer", num_train_epochs=3, learning_rate=0.01))
     assert 1 < first["eval_perplexity"] < 60
     out = capsys.readouterr().out
     assert "Attention stays inside a document" in out and "100% of the computed positions are real" in out
-    arguments = pretraining(texts, causal, family, objective="clm", model_name_or_path=masked, no_packing=True)
+    arguments = pretraining(texts, causal, "synthesizer", objective="clm", model_name_or_path=masked, no_packing=True)
     second = pretrain.main([part for part in arguments if part not in ("--tokenizer_name", "bytes")])
     assert second["eval_bits_per_byte"] > 0
     assert "Attention stays" not in capsys.readouterr().out
@@ -123,13 +122,12 @@ def test_perplexity_is_that_of_the_saved_model(texts, tmp_path):
     assert results["eval_bits_per_byte"] == pytest.approx(nats / math.log(2) / characters, rel=1e-4)
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(streaming, texts, tmp_path, one_thread):
+def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(texts, tmp_path, one_thread):
     # masks, dropout, Gumbel noise and the order of the rows are all drawn anew in each epoch of 21 steps
-    arguments = {"max_steps": 60, "save_steps": 28, "eval_steps": 8, "logging_steps": 1, "streaming": streaming}
+    arguments = {"max_steps": 40, "save_steps": 14, "eval_steps": 8, "logging_steps": 1, "streaming": True}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = start("synkhorn.scripts.pretrain", *pretraining(texts, killed, **arguments))
-    while not (killed / "checkpoint-28" / "trainer_state.json").exists():
+    while not (killed / "checkpoint-14" / "trainer_state.json").exists():
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.01)
     process.kill()
@@ -139,21 +137,20 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(streaming, texts, 
     uninterrupted = pretrain.main(pretraining(texts, whole, **arguments))
     assert same_weights(killed, whole)
     assert resumed["eval_perplexity"] == uninterrupted["eval_perplexity"]
-    assert losses(killed) == losses(whole) and len(losses(whole)) == 60
+    assert losses(killed) == losses(whole) and len(losses(whole)) == 40
     # repeated once more it trains no further
     written = (killed / "model.safetensors").stat().st_mtime_ns
     assert pretrain.main(pretraining(texts, killed, **arguments)) == resumed
     assert (killed / "model.safetensors").stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("best", [False, True])
-def test_a_run_killed_after_its_last_step_takes_no_other(best, texts, tmp_path, one_thread):
+def test_a_run_killed_after_its_last_step_takes_no_other(texts, tmp_path, one_thread):
     arguments = {"max_steps": 6, "save_steps": 2, "eval_steps": 2, "lr_scheduler_type": "constant", "logging_steps": 1}
     # such a rate makes it worse, so that the best is not the last
-    arguments |= {"load_best_model_at_end": True, "learning_rate": 3.0} if best else {}
+    arguments |= {"load_best_model_at_end": True, "learning_rate": 3.0}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     results = pretrain.main(pretraining(texts, whole, **arguments))
-    assert not best or not same_weights(whole, whole / "checkpoint-6")
+    assert not same_weights(whole, whole / "checkpoint-6")
     shutil.copytree(whole, killed)
     record = json.loads((killed / "run.json").read_text())
     record.pop("results")
@@ -164,9 +161,8 @@ def test_a_run_killed_after_its_last_step_takes_no_other(best, texts, tmp_path, 
     assert not (killed / "checkpoint-7").exists()
 
 
-@pytest.mark.parametrize("objective", ["clm", "mlm"])
-def test_two_processes_train_as_one_with_the_same_global_batch(objective, texts, tmp_path):
-    arguments = {"family": "synthesizer", "objective": objective, "max_steps": 8, "logging_steps": 1}
+def test_two_processes_train_as_one_with_the_same_global_batch(texts, tmp_path):
+    arguments = {"family": "synthesizer", "objective": "mlm", "max_steps": 8, "logging_steps": 1}
     config = {"hidden_dropout": 0.0}
     one = pretrain.main(pretraining(texts, tmp_path / "one", config=config, **arguments))
     command = pretraining(texts, tmp_path / "two", config=config, **arguments, per_device_train_batch_size=4)
@@ -246,9 +242,6 @@ def test_a_checkpoint_goes_on_at_a_greater_length(texts, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"text_column": "body"}, r"lacks the columns \['body'\] in its split train: it has \['text'\]"),
-        ({"train_files": "missing.txt"}, "'missing.txt', which does not exist"),
-        ({"train_files": "corpus.pdf"}, r"'corpus.pdf': its ending must be one of .txt, .json"),
         ({"dataset": "reviews"}, "name a dataset or files, and not both"),
         ({"validation_size": 120}, "validation_size=120 must lie in 1 to 119"),
         ({"model_config": '{"blok_size": 8}'}, "--model_config has blok_size: no fields of SinkhornConfig"),
@@ -271,9 +264,7 @@ def test_bad_input_is_an_error_that_names_it(arguments, message, texts, tmp_path
 
 def test_data_without_texts_is_an_error(tmp_path):
     for name, content, message in (
-        ("empty.txt", "", "which is empty"),
         ("numbers.jsonl", '{"text": 1}\n{"text": 2}\n', "text_column='text' holds int, such as"),
-        ("header.csv", "text\n", "header.csv.* cannot be read, or hold no row"),
         ("broken.json", '[{"text": "a"', "broken.json.* cannot be read, or hold no row"),
     ):
         (tmp_path / name).write_text(content)
