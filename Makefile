@@ -7,8 +7,8 @@ STAMP := $(VENV)/.installed
 # the lowest version of Transformers, beside the pinned one
 LOWEST := .venv-lowest
 LOWEST_VERSION := 5.17.0
-LOWEST_TESTS := common test_backbone_oracle.py test_cache.py test_configuration.py test_generation.py test_heads.py \
-	test_hub.py test_supply.py test_tokenization.py
+LOWEST_TESTS := common configuration tokenization package/test_hub.py package/test_supply.py \
+	$(addprefix modeling/test_,backbone_oracle.py cache.py generation.py heads.py)
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
 .PHONY: install quickstart recipes test test-all test-versions coverage common-tests lint benchmark clean
@@ -27,7 +27,7 @@ quickstart: install
 
 recipes: install
 	rm -rf build/recipes
-	cd tests && ../$(RUN) recipes.py ../build/recipes
+	$(RUN) tests/support/recipes.py build/recipes
 
 test: install lint
 	$(RUN) tests/common/fetch.py
@@ -43,7 +43,7 @@ test-all: test coverage test-versions
 
 common-tests: install
 	$(RUN) tests/common/fetch.py
-	$(TEST) $(RUN) -m pytest tests/common -n auto --junitxml=build/common_tests.xml
+	$(TEST) $(RUN) -m pytest tests/common -n auto -m 'slow or not slow' --junitxml=build/common_tests.xml
 	$(RUN) tests/common/counts.py build/common_tests.xml benchmarks/common_tests.md
 
 $(LOWEST)/.installed: pyproject.toml constraints.txt
@@ -59,11 +59,11 @@ $(LOWEST)/.installed: pyproject.toml constraints.txt
 test-versions: install $(LOWEST)/.installed
 	rm -rf build/versions
 	for version in $(VENV) $(LOWEST); do \
-		$(TEST) $$version/bin/python tests/checkpoints.py write build/versions/$$version || exit; done
+		$(TEST) $$version/bin/python tests/support/checkpoints.py write build/versions/$$version || exit; done
 	for pair in $(VENV):$(LOWEST) $(LOWEST):$(VENV); do reader=$${pair%:*} writer=build/versions/$${pair#*:}; \
-		$(TEST) $$reader/bin/python tests/checkpoints.py check $$writer || exit; \
+		$(TEST) $$reader/bin/python tests/support/checkpoints.py check $$writer || exit; \
 		for family in $$($(RUN) -c 'import synkhorn; print(*synkhorn.FAMILIES)'); do \
-			$(TEST) $$reader/bin/python tests/remote_load.py $$writer/$$family $$writer/$$family-again || exit; done; done
+			$(TEST) $$reader/bin/python tests/support/remote_load.py $$writer/$$family $$writer/$$family-again || exit; done; done
 	$(LOWEST)/bin/python tests/common/fetch.py
 	$(TEST) $(LOWEST)/bin/python -m pytest -n auto $(addprefix tests/,$(LOWEST_TESTS))
 

@@ -1,5 +1,6 @@
 """Every test of Transformers' that does not run here has its reason in `not_run.py`, and only such a test."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from not_run import LEFT_OUT, reason_of
 MARKERS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "is_pipeline_test")
 MARKERS += ("is_training_test", "torch_compile_test")
 HERE = Path(__file__).parent
+# one test for every precision, side of padding, mask and kernel: `make common-tests` runs all 24
+REPEATED = re.compile(r"test_eager_matches_sdpa_inference_(?!08|14|17)")
 
 
 def pytest_configure(config):
@@ -27,6 +30,8 @@ def pytest_collection_modifyitems(items):
             continue
         # what Transformers calls slow takes seconds here, or an accelerator
         item.own_markers = [mark for mark in item.own_markers if mark.name != "slow"]
+        if REPEATED.match(item.name):
+            item.add_marker(pytest.mark.slow)
         # each reason stands in `not_run.py`: nothing is skipped without one
         reason = reason_of(name_of(item), LEFT_OUT)
         if reason:

@@ -20,11 +20,11 @@ if not FOLDER.exists():
 
 
 class GenerationTesterMixin:
-    """Lacking; `tests/test_generation.py` and `tests/test_cache.py` hold what it would test."""
+    """Lacking; `tests/modeling/test_generation.py` and `tests/modeling/test_cache.py` hold what it would test."""
 
 
 class ExportTesterMixin:
-    """Lacking; `tests/test_export.py` holds what it would test."""
+    """Lacking; `tests/scripts/test_export.py` holds what it would test."""
 
 
 # fields of every configuration, each with another value than its default

@@ -1,0 +1,106 @@
+"""The package as its user gets it: imported, installed from a wheel, and through its scripts."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+from processes import ROOT
+
+import synkhorn
+from synkhorn import cli
+from synkhorn.scripts import quickstart
+from synkhorn.scripts.data.reviews import LABELS, load_reviews
+
+
+def run(code: str, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | environment,
+        cwd=environment.get("PYTHONPATH"),
+    )
+
+
+def test_import_is_quiet_and_cheap():
+    heavy = ("datasets", "matplotlib", "evaluate", "synkhorn.scripts")
+    process = run(f"import sys, synkhorn; print([name for name in {heavy} if name in sys.modules])")
+    assert process.stdout == "[]\n" and process.stderr == ""
+
+
+def test_every_public_name_is_importable():
+    for name in synkhorn.__all__:
+        assert getattr(synkhorn, name).__doc__ or name.endswith("PreTrainedModel")
+
+
+def test_a_wheel_holds_the_whole_package(tmp_path):
+    # from a copy, so that no build folder is left behind
+    unneeded = shutil.ignore_patterns(".*", "build", "runs", "tests", "*.egg-info")
+    source = shutil.copytree(ROOT, tmp_path / "source", ignore=unneeded)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "--wheel-dir", tmp_path, source], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("synkhorn-*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    assert (site / "synkhorn" / "py.typed").exists()
+    assert (site / "synkhorn" / "model_cards" / "template.md").exists()
+    assert not [path.name for path in site.iterdir() if not path.name.startswith("synkhorn")]
+    for name in ("configuration", "modeling", "scripts", "tokenization"):
+        sources = {str(path.relative_to(ROOT)) for path in (ROOT / name).rglob("*.py")}
+        assert sources == {
+            str(path.relative_to(site / "synkhorn")) for path in (site / "synkhorn" / name).rglob("*.py")
+        }
+    imports = "".join(f"import synkhorn.scripts.{command}; " for command in cli.COMMANDS)
+    code = (
+        f"{imports}import synkhorn; from synkhorn.modeling import modeling_synthesizer as m; "
+        "synkhorn.SynthesizerConfig().save_pretrained('saved'); print(synkhorn.__file__, m.__file__)"
+    )
+    printed = run(code, PYTHONPATH=str(site)).stdout.split()
+    assert all(path.startswith(str(site)) for path in printed)
+    assert (site / "saved" / "modeling_synthesizer.py").exists()
+
+
+def test_the_packaged_reviews_are_split_once_and_for_all():
+    reviews = load_reviews()
+    assert {name: len(split) for name, split in reviews.items()} == {"train": 19902, "test": 5000}
+    assert reviews["test"].features["label"].names == LABELS
+    assert sum(reviews["test"]["label"]) == 2473
+    assert not set(reviews["test"]["text"]) & set(reviews["train"]["text"])
+    assert not any("<br" in text for text in reviews["test"]["text"])
+
+
+def test_an_interrupted_quickstart_goes_on_only_with_the_same_arguments(tmp_path):
+    folder, arguments = tmp_path / "checkpoints", {"family": "synthesizer", "dataset": "reviews"}
+    assert quickstart.resumable_checkpoint(folder, arguments) is None
+    assert quickstart.resumable_checkpoint(folder, arguments) is None
+    for step in (7, 14):
+        (folder / f"checkpoint-{step}").mkdir()
+    (folder / "checkpoint-7" / "trainer_state.json").write_text("{}")
+    assert quickstart.resumable_checkpoint(folder, arguments) == str(folder / "checkpoint-7")
+    # it was still being written
+    assert not (folder / "checkpoint-14").exists()
+    assert quickstart.resumable_checkpoint(folder, arguments | {"dataset": "other"}) is None
+    assert not (folder / "checkpoint-7").exists()
+
+
+def test_quickstart_end_to_end(tmp_path, capfd):
+    options = "--family sinkhorn --max_train_samples 32 --max_test_samples 16 --num_train_epochs 1"
+    metrics = quickstart.main([*options.split(), "--output_dir", str(tmp_path / "model")])
+    assert 0 <= metrics["accuracy"] <= 1
+    printed = capfd.readouterr().out
+    assert all(text in printed for text in quickstart.EXAMPLES)
+    assert any(label in printed for label in LABELS)
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    measured = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert measured == pytest.approx(metrics, abs=1e-4)
+    assert "{{" not in card.content
+    with Image.open(tmp_path / "model" / "curves.png") as picture:
+        assert picture.size[0] > 800
+    assert not (tmp_path / "model" / "checkpoints").exists()
