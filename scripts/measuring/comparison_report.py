@@ -78,8 +78,9 @@ def length_table(results: list[dict[str, Any]], metric: str, unit: str) -> list[
     return lines
 
 
-def draw(results: list[dict[str, Any]], metric: str, unit: str, path: Path) -> None:
+def draw(results: list[dict[str, Any]], task: Any, path: Path) -> None:
     """Draw the metric against seconds of training, with its way there on the validation split, and against length."""
+    metric = task.metric
     has_lengths = any(len(result["by_length"]) > 1 for result in results)
     panels = 2 if has_lengths else 1
     figure, axes = plt.subplots(1, panels, figsize=(6.5 * panels, 5), layout="constrained", squeeze=False)
@@ -96,30 +97,36 @@ def draw(results: list[dict[str, Any]], metric: str, unit: str, path: Path) -> N
             axes[0, 1].plot(places, [mean(x[metric] for x in part) for part in parts], "o-", color=colour, label=name)
     axes[0, 0].set(xlabel="seconds of training (line: validation; dot: test)", ylabel=metric, xscale="log")
     if has_lengths:
-        axes[0, 1].set(xlabel=f"length, in {unit}", ylabel=metric)
+        axes[0, 1].set(xlabel=f"length, in {task.length_unit}", ylabel=metric)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
+        if task.chance is not None:
+            axis.axhline(task.chance, color="black", linestyle="--", linewidth=1, label="guess")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def report(
-    path: Path, spec: dict[str, Any], results: list[dict[str, Any]], metric: str, unit: str, command: str
-) -> str:
+def report(path: Path, spec: dict[str, Any], results: list[dict[str, Any]], task: Any, command: str) -> str:
     """Write the table, the figures and the plots of the results that there are, and return the table."""
     about = machine()
     (budget, amount), *_ = spec["budget"].items()
+    guess = "" if task.chance is None else f" A guess has {task.chance:.3f}."
     lines = [
         f"# {spec['title']}",
         "",
-        f"{metric} on the test split, which is read once: mean ± 95 % interval over seeds.",
+        f"{task.metric} on the test split, which is read once: mean ± 95 % interval over seeds. Each training: "
+        f"{amount:,} {budget.replace('_', ' ')}. The rate is the best on the validation split.{guess} To repeat:",
+        "",
+        f"    {command}",
+        "",
+        about_line(about),
+        "",
+        *table(results, task.metric, spec["against"]),
+        *length_table(results, task.metric, task.length_unit),
     ]
-    lines += [f"Each training: {amount:,} {budget.replace('_', ' ')}. The rate is the best on the validation split."]
-    lines += ["", f"    {command}", "", about_line(about), "", *table(results, metric, spec["against"])]
-    lines += length_table(results, metric, unit)
     text = "\n".join(lines) + "\n"
-    write_report(path, text, {"machine": about, "spec": spec, "metric": metric, "results": results})
-    draw(results, metric, unit, path.with_suffix(".png"))
+    write_report(path, text, {"machine": about, "spec": spec, "metric": task.metric, "results": results})
+    draw(results, task, path.with_suffix(".png"))
     return text

@@ -2,43 +2,32 @@
 
 import json
 import math
-import re
 import shutil
 import time
-from dataclasses import asdict, fields
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import disable_progress_bars
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
-import synkhorn
 from synkhorn.hub_export import write_whole
 
-from ..common.checkpoints import whole_folder
-from ..common.comparison_spec import ENTRANT_FIELDS, ComparisonSpec, expect
-from ..common.precision import AUTO, choose_bf16, device_type
-from ..data.installed import in_distribution
+from ..common.comparison_spec import ENTRANT_FIELDS, ComparisonSpec
+from ..common.precision import device_type
+from ..measuring.comparison_report import report
 from ..measuring.memory import forget_peak, resident_megabytes
 from ..measuring.metrics import Scores
-from .experiments import EXPERIMENTS, Experiment
-from .models import BYTES, TRAIN
+from .entrants import RECORD, Entrants, slug
 from .runs import (
     check_same_run,
     checkpoint_to_resume,
@@ -49,18 +38,7 @@ from .runs import (
     train_to_the_end,
 )
 
-COMMAND, RECORD = "compare", "chosen.json"
-# of the Trainer, unless the file says otherwise
-DEFAULTS: dict[str, Any] = {
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0.1,
-    "weight_decay": 0.01,
-    "per_device_train_batch_size": 32,
-    "per_device_eval_batch_size": 32,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "bf16": AUTO,
-}
+COMMAND = "compare"
 # steps by which a budget of seconds is turned into steps, and those of them that do not count
 CALIBRATION, WARMING = 8, 3
 
@@ -96,114 +74,8 @@ class Cost(TrainerCallback):
         state.log_history[-1] |= {"seconds": self.seconds, "peak_megabytes": peak}
 
 
-class Comparison:
-    """
-    The cells of a comparison.
-
-    Args:
-        spec: what is compared.
-        folder: of the trainings, which resume there.
-        data_dir: folder of unpacked packages.
-    """
-
-    def __init__(self, spec: ComparisonSpec, folder: Path, data_dir: str | None):
-        self.spec, self.folder, self.data_dir = spec, folder, data_dir
-        disable_progress_bars()
-        for name, entrant in spec.entrants.items():
-            check_fields(name, entrant, spec.model)
-        unknown = sorted(set(spec.training) - {entry.name for entry in fields(TrainingArguments)})
-        expect(not unknown, "training", unknown, "arguments of transformers.TrainingArguments")
-        self.training = DEFAULTS | spec.training
-        self.training["bf16"] = choose_bf16(self.training["bf16"], device_type())
-
-    @cached_property
-    def experiment(self) -> Experiment:
-        """The task, with its data."""
-        options = dict(self.spec.task)
-        name = options.pop("name")
-        expect(name in EXPERIMENTS, "task.name", name, f"one of {', '.join(EXPERIMENTS)}")
-        try:
-            return EXPERIMENTS[name](data_dir=self.data_dir, **options)
-        except TypeError as error:
-            raise ValueError(f"task={self.spec.task!r} does not fit: {error}") from error
-
-    def tokenizer(self, part: int) -> Any:
-        """The tokenizer of all entrants, or `None` where a task has ids of its own."""
-        if next(self.experiment.texts(part), None) is None:
-            return None
-        wanted, length = self.spec.tokenizer, self.spec.max_length
-        if wanted is None and self.spec.start_from is not None:
-            wanted = self.started_from(next(iter(self.spec.entrants)), self.spec.seeds[0])
-        if wanted is None:
-            wanted = next((x["checkpoint"] for x in self.spec.entrants.values() if "checkpoint" in x), TRAIN)
-        is_causal = self.experiment.auto_class.__name__.endswith("CausalLM")
-        if wanted == BYTES:
-            return synkhorn.byte_tokenizer(length, is_causal)
-        if wanted != TRAIN:
-            return AutoTokenizer.from_pretrained(self.source(wanted), model_max_length=length)
-        folder = self.folder / "tokenizers" / str(part)
-        if not folder.exists():
-            trained = synkhorn.train_tokenizer(self.experiment.texts(part), self.spec.vocab_size, length, is_causal)
-            with whole_folder(folder) as scratch:
-                trained.save_pretrained(scratch)
-        return AutoTokenizer.from_pretrained(folder)
-
-    def source(self, checkpoint: Any) -> str:
-        """A checkpoint's folder or name."""
-        if isinstance(checkpoint, str):
-            return checkpoint
-        return str(in_distribution(checkpoint["package"], checkpoint["path"], self.data_dir))
-
-    def started_from(self, name: str, seed: int) -> str:
-        """The model of the same entrant and seed in another comparison."""
-        folder = Path(self.spec.start_from) / slug(name) / f"seed-{seed}"
-        if not (folder / RECORD).exists():
-            raise FileNotFoundError(
-                f"start_from={self.spec.start_from!r} has no finished {folder / RECORD}: run it first"
-            )
-        return str(folder / f"rate-{json.loads((folder / RECORD).read_text(encoding='utf-8'))['rate']:g}")
-
-    def max_length(self, name: str) -> int:
-        """Tokens that an entrant reads."""
-        return self.spec.entrants[name].get("max_length", self.spec.max_length)
-
-    def model(self, name: str, seed: int, tokenizer: Any) -> PreTrainedModel:
-        """An entrant before its training."""
-        entrant, experiment = self.spec.entrants[name], self.experiment
-        own = {field: value for field, value in entrant.items() if field not in ENTRANT_FIELDS}
-        of_task = experiment.fields(experiment.part(seed), tokenizer)
-        set_seed(seed)
-        if self.spec.start_from is not None or "checkpoint" in entrant:
-            if self.spec.start_from is not None:
-                source = self.started_from(name, seed)
-            else:
-                source = self.source(entrant["checkpoint"])
-                if "convert" in entrant:
-                    source = self.converted(name, source, own)
-                    own = {}
-            config = AutoConfig.from_pretrained(source)
-            for field, value in {**of_task, **own}.items():
-                if not field.endswith("_token_id") and field != "vocab_size":
-                    setattr(config, field, value)
-            model = experiment.auto_class.from_pretrained(source, config=config, ignore_mismatched_sizes=True)
-        else:
-            sizes = {"max_position_embeddings": self.max_length(name)}
-            config = AutoConfig.for_model(entrant["model_type"], **sizes | of_task | self.spec.model | own)
-            model = experiment.auto_class.from_config(config)
-        if hasattr(model.config, "sparse_prediction"):
-            model.config.sparse_prediction = True
-        return model
-
-    def converted(self, name: str, source: str, own: dict[str, Any]) -> str:
-        """A checkpoint as a model of ours, made once."""
-        folder = self.folder / slug(name) / "converted"
-        if not folder.exists():
-            conversion = synkhorn.convert(
-                source, to=self.spec.entrants[name]["convert"], max_length=self.max_length(name), **own
-            )
-            with whole_folder(folder) as scratch:
-                conversion.model.save_pretrained(scratch)
-        return str(folder)
+class Comparison(Entrants):
+    """The cells of a comparison, see `Entrants`."""
 
     def steps(self, name: str, seed: int, train: Any, tokenizer: Any, training: dict[str, Any]) -> int:
         """The budget as training steps of an entrant."""
@@ -293,7 +165,7 @@ class Comparison:
 
     def settings(self, name: str) -> dict[str, Any]:
         """What makes a cell, beside the Trainer's arguments."""
-        kept = ["task", "model", "max_length", "tokenizer", "vocab_size", "start_from", "budget"]
+        kept = ["task", "model", "max_length", "tokenizer", "vocab_size", "budget"]
         if "baseline" in self.spec.entrants[name]:
             kept = ["task"]
         return {"entrant": self.spec.entrants[name]} | {field: getattr(self.spec, field) for field in kept}
@@ -390,29 +262,6 @@ class Comparison:
                 yield result
 
 
-def check_fields(name: str, entrant: dict[str, Any], shared: dict[str, Any]) -> None:
-    """
-    Check the fields of an entrant's configuration by making one of them.
-
-    Raises:
-        ValueError: for a field or value that the configuration does not take.
-    """
-    if "baseline" in entrant:
-        return
-    kind = entrant.get("model_type") or entrant.get("convert")
-    expect(kind is None or kind in CONFIG_MAPPING, f"entrants.{name}.model_type", kind, "a model_type of Transformers")
-    own = {field: value for field, value in entrant.items() if field not in ENTRANT_FIELDS}
-    if kind is None:
-        return
-    own |= shared if "model_type" in entrant else {}
-    config_class: type[PreTrainedConfig] = CONFIG_MAPPING[kind]
-    known = {entry.name for entry in fields(config_class)}  # type: ignore[arg-type]
-    for field, value in own.items():
-        expect(
-            field in known, f"entrants.{name}.{field}", value, f"left out: {config_class.__name__} has no such field"
-        )
-
-
 def bins(lengths: np.ndarray) -> list[tuple[int, int]]:
     """The lengths, where there are few, or five ranges with about as many documents each."""
     different = np.unique(lengths)
@@ -424,11 +273,23 @@ def bins(lengths: np.ndarray) -> list[tuple[int, int]]:
     ]
 
 
-def slug(name: str) -> str:
-    """An entrant's name as that of a folder."""
-    return re.sub(r"[^\w.-]+", "_", name)
+def compare(spec: ComparisonSpec, folder: Path, path: Path, command: str, data_dir: str | None) -> list[dict[str, Any]]:
+    """
+    Run a comparison, write its report after each result, and return the results.
 
-
-def described(spec: ComparisonSpec) -> dict[str, Any]:
-    """The spec as JSON knows it."""
-    return json.loads(json.dumps(asdict(spec)))
+    Args:
+        spec: what is compared.
+        folder: of the trainings.
+        path: of the report, without ending.
+        command: what repeats it.
+        data_dir: folder of unpacked packages.
+    """
+    comparison = Comparison(spec, folder, data_dir)
+    results: list[dict[str, Any]] = []
+    text, figures = "", json.loads(json.dumps(asdict(spec)))
+    for result in comparison.run():
+        results.append(result)
+        text = report(path, figures, results, comparison.experiment, command)
+        print(f"{result['entrant']}, seed {result['seed']}, rate {result['rate']:g}: {result['test']}", flush=True)
+    print(text)
+    return results

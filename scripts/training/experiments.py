@@ -27,7 +27,7 @@ from ..data.chinese_reviews import load_chinese_reviews
 from ..data.kernel_docs import load_kernel_docs
 from ..data.listops import TOKENS, nested_list
 from ..data.reviews import SPLIT_SEED, load_reviews
-from ..data.synthetic_tasks import IGNORED, copy_across_blocks, sort_sequence
+from ..data.synthetic_tasks import IGNORED, chance_of_copy, chance_of_sort, copy_across_blocks, sort_sequence
 from ..measuring.metrics import Scores, classification_scores
 from ..tasks.classification import Classification, ClassificationArguments
 from ..tasks.trainer import FinetuneTrainer
@@ -40,8 +40,9 @@ SOURCES: dict[str, Callable[[str | None], Dataset | DatasetDict]] = {
     "chinese_reviews": load_chinese_reviews,
 }
 FOLDS = 5
-# seeds of what is drawn lie so far apart that no sequence is in two splits
-FAR = 2**40
+# sequences of a split, and of a seed of the training split, of which there are up to 256: a generator of PyTorch reads
+# no more than 32 bits of its seed
+OF_A_SPLIT, OF_A_SEED = 2**30, 2**22
 
 
 class Experiment(ABC):
@@ -52,6 +53,8 @@ class Experiment(ABC):
     metric: ClassVar[str] = "accuracy"
     greater_is_better: ClassVar[bool] = True
     length_unit: ClassVar[str] = "tokens"
+    # what a guess without reading earns, where that is known
+    chance: float | None = None
 
     def part(self, seed: int) -> int:
         """Which of several splits of the data a seed has."""
@@ -175,7 +178,8 @@ class LanguageModeling(TextTask):
         return as_rows(self.examples(part)[split].select_columns("text"), "text", tokenizer, max_length, False, None)
 
     def lengths(self, rows, part):
-        return list(map(len, rows["input_ids"]))
+        # what of a text is in a row says nothing of the text
+        return [max(map(len, rows["input_ids"]))] * len(rows)
 
     def measure(self, said, right):
         return measures(EvalPrediction(said, right), of_bytes=False)
@@ -240,8 +244,12 @@ class SyntheticTask(Experiment):
         sizes = self.test_sizes if split == "test" else self.sizes
         place = ("train", "validation", "test").index(split)
         count = count if split == "train" else self.evaluation_size
-        # who compares sees other sequences with another seed, but all are tested on the same ones
-        first = FAR * place + (seed * 2**24 if split == "train" else 0)
+        # each seed trains on other sequences, and all are tested on the same ones
+        first = place * OF_A_SPLIT + (seed % 256 * OF_A_SEED if split == "train" else 0)
+        if count > OF_A_SEED:
+            raise ValueError(
+                f"budget: {count:,} sequences are drawn, more than the {OF_A_SEED:,} of a seed: take fewer"
+            )
         return Drawn(partial(self.draw_one, sizes), count, first)
 
     def lengths(self, rows, part):
@@ -274,12 +282,20 @@ class Copying(TokenTask):
     auto_class, shift = AutoModelForCausalLM, 1
     draw = staticmethod(lambda **sizes: tuple(x[0] for x in copy_across_blocks(batch_size=1, **sizes)))
 
+    @property
+    def chance(self):
+        return chance_of_copy(self.sizes["vocab_size"])
+
 
 class Sorting(TokenTask):
     """Bidirectional: emit the tokens in ascending order."""
 
     auto_class = AutoModelForTokenClassification
     draw = staticmethod(lambda **sizes: tuple(x[0] for x in sort_sequence(batch_size=1, **sizes)))
+
+    @property
+    def chance(self):
+        return chance_of_sort(self.test_sizes["length"], self.sizes["vocab_size"])
 
 
 class AssociativeRecall(TokenTask):
