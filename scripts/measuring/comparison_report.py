@@ -84,7 +84,7 @@ def draw(results: list[dict[str, Any]], task: Any, path: Path) -> None:
     has_lengths = any(len(result["by_length"]) > 1 for result in results)
     panels = 2 if has_lengths else 1
     figure, axes = plt.subplots(1, panels, figsize=(6.5 * panels, 5), layout="constrained", squeeze=False)
-    colours = plt.get_cmap("tab20").colors
+    colours = [plt.get_cmap("tab20")(place) for place in range(20)]
     for (name, own), colour in zip(by_entrant(results).items(), colours * 2, strict=False):
         middle, half = interval([result["test"][metric] for result in own])
         seconds = mean(result["seconds"] for result in own)

@@ -135,8 +135,8 @@ class Comparison(Entrants):
         steps = self.steps(name, seed, train, tokenizer, training)
         arguments = self.arguments(folder, name, rate, seed, steps)
         checkpoint = checkpoint_to_resume(COMMAND, arguments, settings_of(arguments) | self.settings(name))
-        if (results := results_of(arguments)) is not None:
-            return results
+        if (done := results_of(arguments)) is not None:
+            return done
         train = self.rows("train", name, seed, tokenizer, batch * steps)
         validation = self.rows("validation", name, seed, tokenizer, 0)
         model = self.model(name, seed, tokenizer)
@@ -150,7 +150,7 @@ class Comparison(Entrants):
             measured = trainer.evaluate()
             history = trainer.state.log_history
             key = f"eval_{experiment.metric}"
-            results = {
+            results: dict[str, Any] = {
                 "validation": measured[key],
                 "steps": steps,
                 "seconds": history[-1]["seconds"],
@@ -204,14 +204,15 @@ class Comparison(Entrants):
         if self.spec.entrants[name].get("baseline"):
             model, texts = self.baseline(rate, seed, name)
             rows, said = None, model.predict(texts("test"))
-            right = np.array(experiment.examples(part)["test"]["label"])
+            right: Any = np.array(experiment.examples(part)["test"]["label"])
         else:
             folder = self.folder / slug(name) / f"seed-{seed}" / f"rate-{rate:g}"
             tokenizer = self.tokenizer(part)
             rows = self.rows("test", name, seed, tokenizer, 0)
             model = experiment.auto_class.from_pretrained(folder)
             trainer = experiment.trainer(model, self.arguments(folder, name, rate, seed, 1), None, rows, tokenizer)
-            said, right, _ = trainer.predict(rows)
+            predicted = trainer.predict(rows)
+            said, right = predicted.predictions, predicted.label_ids
         lengths = np.array(experiment.lengths(rows, part))
         by_length = []
         for shortest, longest in bins(lengths):

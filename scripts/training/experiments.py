@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from sklearn.model_selection import StratifiedKFold
@@ -60,6 +59,10 @@ class Experiment(ABC):
         """Which of several splits of the data a seed has."""
         return 0
 
+    def examples(self, part: int) -> dict[str, Dataset]:
+        """The documents of the three splits, with their labels."""
+        raise ValueError("baseline=tfidf classifies texts: leave it out, since the sequences of this task have none")
+
     def texts(self, part: int) -> Iterator[str]:
         """What a tokenizer is trained on; nothing where a task has ids of its own."""
         return iter(())
@@ -77,7 +80,7 @@ class Experiment(ABC):
         """How long each row of the test split is, before it is cut, in `length_unit`."""
 
     @abstractmethod
-    def measure(self, said: np.ndarray, right: np.ndarray) -> Scores:
+    def measure(self, said: Any, right: Any) -> Scores:
         """The metrics of what models said of some rows, as `kept` of their logits."""
 
     def trainer(self, model: Any, training: Any, train: Any, validation: Any, tokenizer: Any) -> Trainer:
@@ -117,8 +120,7 @@ class TextTask(Experiment):
     def part(self, seed):
         return 0 if isinstance(self.loaded, DatasetDict) else seed % FOLDS
 
-    def examples(self, part: int) -> dict[str, Dataset]:
-        """The three splits."""
+    def examples(self, part):
         if isinstance(self.loaded, DatasetDict):
             rest, test = self.loaded["train"], self.loaded["test"]
         else:
