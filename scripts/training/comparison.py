@@ -22,12 +22,13 @@ from transformers import (
 
 from synkhorn.hub_export import write_whole
 
-from ..common.comparison_spec import ENTRANT_FIELDS, ComparisonSpec
+from ..common.comparison_spec import ENTRANT_FIELDS, ComparisonSpec, expect
 from ..common.precision import device_type
 from ..measuring.comparison_report import report
 from ..measuring.memory import forget_peak, resident_megabytes
 from ..measuring.metrics import Scores
 from .entrants import RECORD, Entrants, slug
+from .experiments import Drawn
 from .runs import (
     check_same_run,
     checkpoint_to_resume,
@@ -77,13 +78,23 @@ class Cost(TrainerCallback):
 class Comparison(Entrants):
     """The cells of a comparison, see `Entrants`."""
 
-    def steps(self, name: str, seed: int, train: Any, tokenizer: Any, training: dict[str, Any]) -> int:
+    def training_of(self, name: str) -> dict[str, Any]:
+        """The Trainer's arguments of an entrant, but for those that differ between its cells."""
+        return self.training | self.spec.entrants[name].get("training", {})
+
+    def batch_size(self, name: str) -> int:
+        """Rows of a training step."""
+        training = self.training_of(name)
+        return training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1)
+
+    def steps(self, name: str, seed: int, train: Any, tokenizer: Any) -> int:
         """The budget as training steps of an entrant."""
-        ((unit, amount),) = self.spec.budget.items()
-        batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1)
+        ((unit, amount),), batch = self.spec.budget.items(), self.batch_size(name)
         if unit == "steps":
             return int(amount)
         if unit == "epochs":
+            right = "steps, tokens or cpu_seconds: sequences are drawn, and none comes twice"
+            expect(not isinstance(train, Drawn), "budget", self.spec.budget, right)
             return math.ceil(amount * len(train) / batch)
         if unit == "tokens":
             rows = [train[index]["input_ids"] for index in range(min(len(train), 1000))]
@@ -91,9 +102,8 @@ class Comparison(Entrants):
         record = self.folder / slug(name) / "steps.json"
         if not record.exists():
             cost, scratch = Cost(), self.folder / slug(name) / "calibration"
-            arguments = TrainingArguments(
-                str(scratch), **training | {"max_steps": CALIBRATION, "save_strategy": "no", "logging_steps": 1}
-            )
+            few = {"max_steps": CALIBRATION, "save_strategy": "no", "logging_steps": 1}
+            arguments = TrainingArguments(str(scratch), **self.training_of(name) | few)
             model = self.model(name, seed, tokenizer)
             trainer = self.experiment.trainer(model, arguments, train, None, tokenizer)
             trainer.add_callback(cost)
@@ -118,26 +128,23 @@ class Comparison(Entrants):
             "metric_for_best_model": self.experiment.metric,
             "greater_is_better": self.experiment.greater_is_better,
         }
-        own = self.spec.entrants[name].get("training", {})
         given = {"max_steps": steps, "learning_rate": rate, "seed": seed, "data_seed": seed}
         device = {"use_cpu": device_type() == "cpu"}
-        return TrainingArguments(str(folder), **scheduled | metric | device | self.training | own | given)
+        return TrainingArguments(str(folder), **scheduled | metric | device | self.training_of(name) | given)
 
     def train(self, name: str, rate: float, seed: int) -> dict[str, Any]:
         """Train a cell, unless it is trained, and return what it cost and how it validates."""
         folder = self.folder / slug(name) / f"seed-{seed}" / f"rate-{rate:g}"
         if self.spec.entrants[name].get("baseline"):
             return self.train_baseline(rate, seed, name)
-        experiment, training = self.experiment, self.training | self.spec.entrants[name].get("training", {})
-        tokenizer = self.tokenizer(experiment.part(seed))
-        batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1)
-        train = self.rows("train", name, seed, tokenizer, batch)
-        steps = self.steps(name, seed, train, tokenizer, training)
+        experiment, tokenizer = self.experiment, self.tokenizer(self.experiment.part(seed))
+        train = self.rows("train", name, seed, tokenizer, self.batch_size(name))
+        steps = self.steps(name, seed, train, tokenizer)
         arguments = self.arguments(folder, name, rate, seed, steps)
         checkpoint = checkpoint_to_resume(COMMAND, arguments, settings_of(arguments) | self.settings(name))
         if (done := results_of(arguments)) is not None:
             return done
-        train = self.rows("train", name, seed, tokenizer, batch * steps)
+        train = self.rows("train", name, seed, tokenizer, self.batch_size(name) * steps)
         validation = self.rows("validation", name, seed, tokenizer, 0)
         model = self.model(name, seed, tokenizer)
         trainer = experiment.trainer(model, arguments, train, validation, tokenizer)

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import disable_progress_bars
 from transformers import (
     CONFIG_MAPPING,
@@ -128,7 +129,9 @@ class Entrants:
             for field, value in {**of_task, **own}.items():
                 if not field.endswith("_token_id") and field != "vocab_size":
                     setattr(config, field, value)
-            model = experiment.auto_class.from_pretrained(source, config=config, ignore_mismatched_sizes=True)
+            model = experiment.auto_class.from_pretrained(
+                source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+            )
         else:
             sizes = {"max_position_embeddings": self.max_length(name)}
             config = AutoConfig.for_model(entrant["model_type"], **sizes | of_task | self.spec.model | own)
@@ -150,26 +153,17 @@ class Entrants:
 
 
 def check_fields(name: str, entrant: dict[str, Any], shared: dict[str, Any]) -> None:
-    """
-    Check the fields of an entrant's configuration by making one of them.
-
-    Raises:
-        ValueError: for a field or value that the configuration does not take.
-    """
-    if "baseline" in entrant:
-        return
+    """Raise a `ValueError` for a field of an entrant that its configuration does not have."""
     kind = entrant.get("model_type") or entrant.get("convert")
-    expect(kind is None or kind in CONFIG_MAPPING, f"entrants.{name}.model_type", kind, "a model_type of Transformers")
-    own = {field: value for field, value in entrant.items() if field not in ENTRANT_FIELDS}
     if kind is None:
         return
-    own |= shared if "model_type" in entrant else {}
+    expect(kind in CONFIG_MAPPING, f"entrants.{name}.model_type", kind, "a model_type of Transformers")
+    own = {field: value for field, value in entrant.items() if field not in ENTRANT_FIELDS}
     config_class: type[PreTrainedConfig] = CONFIG_MAPPING[kind]
     known = {entry.name for entry in fields(config_class)}  # type: ignore[arg-type]
-    for field, value in own.items():
-        expect(
-            field in known, f"entrants.{name}.{field}", value, f"left out: {config_class.__name__} has no such field"
-        )
+    for field, value in {**own, **(shared if "model_type" in entrant else {})}.items():
+        right = f"left out: {config_class.__name__} has no such field"
+        expect(field in known, f"entrants.{name}.{field}", value, right)
 
 
 def slug(name: str) -> str:

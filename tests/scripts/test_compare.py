@@ -252,11 +252,16 @@ def test_a_comparison_starts_from_the_models_of_another_or_converts_a_checkpoint
     assert [x["entrant"] for x in run(tmp_path / "after", spec)] == list(entrants_after)
 
 
+def test_drawn_sequences_have_no_epochs(tmp_path):
+    with pytest.raises(ValueError, match=re.escape("budget={'epochs': 2} must be steps, tokens or cpu_seconds")):
+        run(tmp_path, SPEC | {"budget": {"epochs": 2}})
+
+
 @pytest.mark.parametrize(("budget", "steps"), [({"steps": 7}, 7), ({"epochs": 2}, 5), ({"tokens": 640}, 10)])
 def test_a_budget_becomes_steps(budget, steps, tmp_path):
     cells = comparison.Comparison(read_spec(SPEC | {"budget": budget}), tmp_path, None)
     rows = [{"input_ids": torch.zeros(16)}] * 10
-    assert cells.steps("local", 0, rows, None, cells.training) == steps
+    assert cells.steps("local", 0, rows, None) == steps
 
 
 def test_a_budget_of_seconds_becomes_steps_once(tmp_path, monkeypatch):
@@ -265,9 +270,9 @@ def test_a_budget_of_seconds_becomes_steps_once(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison.Cost, "clock", lambda self: float(next(ticks)))
     train = cells.rows("train", "local", 0, None, 64)
     # a step is from one tick to the next
-    assert cells.steps("local", 0, train, None, cells.training) == 12
+    assert cells.steps("local", 0, train, None) == 12
     monkeypatch.setattr(comparison, "Cost", None)
-    assert cells.steps("local", 0, train, None, cells.training) == 12
+    assert cells.steps("local", 0, train, None) == 12
 
 
 def test_bins_are_lengths_or_fifths():
