@@ -3,70 +3,86 @@ Compare training choices, one at a time against a base, on a fixed budget: sched
 and pre-training, masked or causal.
 
     synkhorn ablate --steps 300 --seeds 0 1 2 --output_dir runs/ablation
-    synkhorn ablate --minutes 2 --factors dropout pre-training
-    synkhorn ablate --grid '{"base": {"family": "synthesizer"}, "factors": {"rate": {"low": {"learning_rate": 1e-4}}}}'
+    synkhorn ablate --factors dropout pre-training --family synthesizer
 
-Each run is a `synkhorn finetune`, after a `synkhorn pretrain` where a setting has an `objective`, in a folder of its
-own: one that is finished is not run again. Table, figures and plot are written beside them.
+These are two or three comparisons as `synkhorn compare` runs them, whose files can hold any other choice. A training
+that is finished is not done again.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .common.arguments import parse
-from .common.precision import choose_bf16, device_type, read_bf16
-from .measuring.report import about_line, machine, write_report
-from .training.ablation import NAME, AblationArguments, budget, draw, grid_of, merged, reading, run, table
+from .common.comparison_spec import read_spec
+from .training.comparison import compare
+
+SIZES = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
+# factor -> setting -> what it changes of an entrant: fields, `training`, or the objective of a pre-training
+FACTORS: dict[str, dict[str, dict[str, Any]]] = {
+    "schedule": {
+        "constant": {"training": {"lr_scheduler_type": "constant", "warmup_steps": 0}},
+        "no warm-up": {"training": {"warmup_steps": 0}},
+        "cosine": {"training": {"lr_scheduler_type": "cosine"}},
+    },
+    "clipping": {"off": {"training": {"max_grad_norm": 0.0}}},
+    "weight decay": {"off": {"training": {"weight_decay": 0.0}}, "strong": {"training": {"weight_decay": 0.1}}},
+    "dropout": {"off": {"hidden_dropout": 0.0}},
+    "pre-training": {"masked": {"objective": "mlm"}, "causal": {"objective": "clm"}},
+}
+
+
+@dataclass
+class AblationArguments:
+    """What is compared, on which budget."""
+
+    output_dir: str = field(
+        default="runs/ablation", metadata={"help": "Folder of the trainings, the table and the plot."}
+    )
+    family: str = field(default="sinkhorn", metadata={"help": "Family of the models."})
+    source: str = field(default="reviews", metadata={"help": "Texts with labels, as in a file of `synkhorn compare`."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of unpacked packages of texts."})
+    factors: list[str] | None = field(default=None, metadata={"help": f"Of {', '.join(FACTORS)}; all if not given."})
+    steps: int = field(default=300, metadata={"help": "Training steps of each; pre-training has as many of its own."})
+    max_length: int = field(default=256, metadata={"help": "Tokens of a text."})
+    train_size: int | None = field(default=None, metadata={"help": "Texts to train on; all if not given."})
+    tokenizer: str = field(default="train", metadata={"help": "`train`, `bytes`, or a checkpoint's."})
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Each setting is trained with each."})
+
+    def __post_init__(self):
+        if unknown := [factor for factor in self.factors or [] if factor not in FACTORS]:
+            raise ValueError(f"factors={unknown} are unknown: choose of {', '.join(FACTORS)}")
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run the grid, write the table, figures and plot, and return the results, the base's first."""
+    """Run the comparisons, and return the results of the last."""
     (asked,) = parse([AblationArguments], arguments, __doc__)
-    base, factors = grid_of(asked)
-    # once, so that the table says it
-    base["bf16"] = choose_bf16(read_bf16(str(base["bf16"])), device_type())
     output = Path(asked.output_dir)
-    steps = budget(asked, base, output)
-    pretraining_steps = asked.pretraining_steps or steps
-    runs = [(NAME, "", base)]
-    runs += [
-        (factor, name, merged(base, change)) for factor, kinds in factors.items() for name, change in kinds.items()
-    ]
-    results: list[dict[str, Any]] = []
-    for factor, setting, settings in runs:
-        folder = output / "-".join(filter(None, (factor, setting))).replace(" ", "_")
-        measured = [run(folder / f"seed-{seed}", settings, steps, pretraining_steps, seed) for seed in asked.seeds]
-        if asked.metric not in measured[0]:
-            raise ValueError(f"metric={asked.metric!r} was not measured: choose one of {', '.join(measured[0])}")
-        results.append(
-            {"factor": factor, "setting": setting} | {name: [row[name] for row in measured] for name in measured[0]}
-        )
-    about = machine()
-    lines = [
-        "# Training choices, one at a time",
-        "",
-        f"{steps} training steps each, and {pretraining_steps} more of pre-training where there is any; "
-        f"seeds {', '.join(map(str, asked.seeds))}"
-        + (
-            ": mean ± standard deviation, and the difference from the base of the same seed, mean (lowest to highest)"
-            if len(asked.seeds) > 1
-            else ""
-        )
-        + ". Measured on the test split.",
-        "",
-        "Base: " + ", ".join(f"`{name}={value}`" for name, value in base.items()),
-        "",
-        about_line(about),
-        "",
-        *table(results, asked.metric),
-        "",
-        reading(results, asked.metric),
-    ]
-    figures = {"machine": about, "base": base, "factors": factors, "steps": steps, "seeds": asked.seeds}
-    write_report(output / "ablation", "\n".join(lines) + "\n", figures | {"results": results})
-    draw(results, asked.metric, output / "ablation.png")
-    print("\n".join(lines))
-    return results
+    source = {"source": asked.source, "validation_size": 0.05, "train_size": asked.train_size}
+    base = {"model_type": asked.family}
+    shared = {
+        "budget": {"steps": asked.steps},
+        "learning_rates": [1e-3],
+        "seeds": asked.seeds,
+        "max_length": asked.max_length,
+        "tokenizer": asked.tokenizer,
+        "model": SIZES,
+        "against": "base",
+    }
+    entrants: dict[str, dict[str, Any]] = {"base": base}
+    for factor in asked.factors or FACTORS:
+        for setting, change in FACTORS[factor].items():
+            name, objective = f"{factor}: {setting}", change.get("objective")
+            entrants[name] = base | change
+            if objective is not None:
+                folder = output / objective
+                task = {"name": "language_modeling", "objective": objective, **source}
+                before = shared | {"title": f"Pre-training, {setting}", "task": task, "entrants": {name: base}}
+                compare(read_spec(before | {"against": None}), folder, output / objective, "ablate", asked.data_dir)
+                entrants[name] = {"start_from": str(folder)}
+    task = {"name": "classification", **source}
+    spec = shared | {"title": "Training choices, one at a time", "task": task, "entrants": entrants}
+    return compare(read_spec(spec), output / "classification", output / "ablation", "synkhorn ablate", asked.data_dir)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,10 @@ COMMANDS = (
     "serve",
     "push",
     "export",
+    "compare",
     "ablate",
     "visualize",
     "train_synthetic",
-    "causal_balancing",
-    "block_pooling",
     "benchmark",
 )
 

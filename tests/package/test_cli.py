@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 from synkhorn import cli
 from synkhorn.hub_export import source_path
-from synkhorn.scripts import causal_balancing
+from synkhorn.scripts import visualize
 from synkhorn.scripts.common.arguments import as_command_line, parse, read_fields
 from synkhorn.scripts.data.text_data import DataArguments
 from synkhorn.scripts.training.models import ModelArguments
@@ -76,10 +76,10 @@ def test_every_command_takes_its_arguments_as_a_list():
 def test_a_command_gets_its_arguments(monkeypatch):
     got = []
     monkeypatch.setattr(sys, "argv", ["synkhorn"])
-    monkeypatch.setattr(causal_balancing, "main", got.append)
-    cli.main(["causal_balancing", "--blocks", "8"])
-    assert sys.argv == ["synkhorn causal_balancing"]
-    monkeypatch.setattr(sys, "argv", ["synkhorn", "causal_balancing", "--seed", "1"])
+    monkeypatch.setattr(visualize, "main", got.append)
+    cli.main(["visualize", "--blocks", "8"])
+    assert sys.argv == ["synkhorn visualize"]
+    monkeypatch.setattr(sys, "argv", ["synkhorn", "visualize", "--seed", "1"])
     cli.main()
     assert got == [["--blocks", "8"], ["--seed", "1"]]
 

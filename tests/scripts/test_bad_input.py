@@ -29,7 +29,6 @@ FAULTS = {
         f"{MEASURE} --test_files {{test}} --label_column stars": "lacks the columns ['stars']",
         f"{PERPLEXITY} --test_files {{test}} --text_column body": "lacks the columns ['body']",
         "generate {causal} --prompt_file {train}": 'not {{"prompt": ...}}',
-        "ablate --grid {grid} --steps 1 --output_dir {new}": "lacks the columns ['label']",
     },
     "no text": {
         f"{TUNE} --text_column number {SCRATCH}": "the split train has 7 where there must be a text",
@@ -92,8 +91,6 @@ def named(tmp_path_factory) -> dict[str, Path]:
     (named["taken"] / "thesis.txt").write_text("precious")
     named["sizes"] = folder / "sizes.json"
     named["sizes"].write_text(json.dumps(SIZES | {"max_position_embeddings": 32, "block_size": 8}))
-    named["grid"] = folder / "grid.json"
-    named["grid"].write_text('{"base": {"dataset": null, "train_files": ["texts.jsonl"]}}')
     tokenizer = synkhorn.byte_tokenizer(24)
     fields = SIZES | {"max_position_embeddings": 24, "block_size": 8} | synkhorn.token_fields(tokenizer)
     labels = {"id2label": {0: "high", 1: "low"}, "label2id": {"high": 0, "low": 1}}

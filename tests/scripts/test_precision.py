@@ -105,12 +105,18 @@ def test_every_training_command_chooses_alike(capabilities, bf16, machine, monke
     with pytest.raises(Asked, match=str(bf16)):
         pretrain.main(line)
 
-    def run(folder, settings, *_):
-        raise Asked(settings["bf16"])
-
-    monkeypatch.setattr(ablate, "run", run)
+    line = [
+        "--factors",
+        "dropout",
+        "--tokenizer",
+        "bytes",
+        "--train_size",
+        "8",
+        "--output_dir",
+        str(tmp_path / "ablation"),
+    ]
     with pytest.raises(Asked, match=str(bf16)):
-        ablate.main(["--output_dir", str(tmp_path / "ablation")])
+        ablate.main(line)
 
 
 @pytest.mark.parametrize(("dtype", "units"), [("bfloat16", "amx_bf16"), ("float16", "amx_fp16")])

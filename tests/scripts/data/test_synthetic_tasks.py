@@ -1,12 +1,8 @@
-"""The synthetic tasks: their sequences, what a guess earns, and the scripts that train on them."""
-
-import json
+"""The synthetic tasks: their sequences, and what a guess earns."""
 
 import pytest
 import torch
-from PIL import Image
 
-from synkhorn.scripts import block_pooling, causal_balancing, train_synthetic
 from synkhorn.scripts.data.synthetic_tasks import (
     IGNORED,
     chance_of_copy,
@@ -14,7 +10,6 @@ from synkhorn.scripts.data.synthetic_tasks import (
     copy_across_blocks,
     sort_sequence,
 )
-from synkhorn.scripts.training import synthetic
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -58,74 +53,3 @@ def test_chance_is_what_the_best_guess_earns():
     _, labels = sort_sequence(4000, 20, 7, seeded())
     commonest = labels.mode(0).values
     assert chance_of_sort(20, 7) == pytest.approx((labels == commonest).float().mean().item(), abs=0.01)
-
-
-@pytest.mark.parametrize(
-    ("task", "sizes", "models"),
-    [
-        ("copy", ["--num_blocks", "4", "--distance", "2"], ["Sinkhorn, softmax", "Sinkhorn, balanced", "local"]),
-        ("sort", ["--length", "12"], ["Sinkhorn", "local"]),
-    ],
-)
-def test_training_writes_its_figures(task, sizes, models, tmp_path):
-    tiny = ["--vocab_size", "5", "--block_size", "3", "--hidden_size", "8", "--num_attention_heads", "2"]
-    tiny += ["--steps", "3", "--eval_every", "2", "--batch_size", "2", "--eval_size", "4", "--threads", "1"]
-    output = tmp_path / "figures" / task
-    results = train_synthetic.main([task, *sizes, *tiny, "--output", str(output)])
-    assert [result["model"] for result in results] == models
-    for result in results:
-        assert [point["step"] for point in result["points"]] == [0, 2, 3]
-        assert all(0 <= point["exact match"] <= point["accuracy"] <= 1 for point in result["points"])
-    assert json.loads(output.with_suffix(".json").read_text())["results"] == results
-    assert f"| {models[0]} |" in output.with_suffix(".md").read_text()
-    with Image.open(output.with_suffix(".png")) as picture:
-        assert picture.size[0] > 800
-
-
-def test_accuracy_counts_the_answer_one_position_before_a_causal_label():
-    task = synthetic.task_of(train_synthetic.parser().parse_args(["copy"]))
-
-    class Knows(torch.nn.Module):
-        """Answers each token of the copied blocks right, one position before it."""
-
-        def forward(self, ids):
-            answers = ids.roll(-1, dims=1)
-            return type("Output", (), {"logits": torch.nn.functional.one_hot(answers, 32)})
-
-    arguments = train_synthetic.parser().parse_args(["copy", "--eval_size", "6", "--batch_size", "4"])
-    assert synthetic.evaluate(Knows(), task, arguments) == {"accuracy": 1.0, "exact match": 1.0}
-
-
-def test_balancing_moves_a_causal_sort_to_the_previous_block(tmp_path):
-    output = tmp_path / "mass"
-    masses = causal_balancing.main(["--samples", "50", "--num_blocks", "6", "--output", str(output)])
-    means = [sum(mass) / len(mass) for mass in masses.values()]
-    assert means == sorted(means)
-    with pytest.raises(ValueError, match="num_blocks=3 is too small: from 4 on"):
-        causal_balancing.main(["--num_blocks", "3", "--output", str(output)])
-    # a softmax of random rows prefers nothing; with 60 iterations next to nothing of the logits is left
-    assert masses[0][-1] < 0.4 and min(masses[60]) > 0.9
-    assert "| no preference | 0.500 | 0.250 | 0.200 |" in output.with_suffix(".md").read_text()
-    with Image.open(output.with_suffix(".png")) as picture:
-        assert picture.size[0] > 800
-
-
-def test_poolings_are_compared_and_a_repeated_command_trains_nothing_twice(tmp_path, monkeypatch):
-    output = tmp_path / "pooling"
-    sizes = "--hidden_size 16 --lengths 16 256 --block_sizes 4 16 --poolings sum normed_sum"
-    training = "--trained_block_sizes 2 --steps 2 --eval_every 1 --eval_size 4 --seeds 0 1"
-    arguments = [*sizes.split(), *training.split(), "--output", str(output)]
-    figures = block_pooling.main(arguments)
-    assert len(figures["start"]) == 3 * 2 * 2 * 2 * 2 and len(figures["runs"]) == 2 * 2 * 2
-    starts = [
-        figure for figure in figures["start"] if (figure["sort_net"], figure["direction"]) == ("linear", "causal")
-    ]
-    spread = {(x["pooling"], x["block_size"], x["length"]): x["spread"] for x in starts}
-    assert spread["sum", 4, 256] > 2 * spread["sum", 4, 16]
-    assert spread["normed_sum", 4, 256] == pytest.approx(spread["normed_sum", 4, 16], rel=0.5)
-    # one block has no other to choose from
-    assert spread["sum", 16, 16] is None
-    means = output.with_suffix(".md").read_text()
-    monkeypatch.setattr(train_synthetic, "train", lambda *arguments: pytest.fail("trained again"))
-    assert block_pooling.main(arguments)["runs"] == figures["runs"]
-    assert output.with_suffix(".md").read_text() == means and "| `normed_sum` | 2 | " in means

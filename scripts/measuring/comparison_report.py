@@ -1,0 +1,132 @@
+"""Table and plots of a comparison."""
+
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib
+from scipy.stats import t
+
+from .report import about_line, machine, write_report
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval by Student's t; 0 for one value."""
+    if len(values) < 2:
+        return values[0], 0.0
+    return mean(values), float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+
+
+def shown(values: list[float]) -> str:
+    """A mean with its interval."""
+    middle, half = interval(values)
+    return f"{middle:.4g} ± {half:.2g}" if len(values) > 1 else f"{middle:.4g}"
+
+
+def by_entrant(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The results of each entrant, in the order of their seeds."""
+    grouped = defaultdict(list)
+    for result in results:
+        grouped[result["entrant"]].append(result)
+    return dict(grouped)
+
+
+def table(results: list[dict[str, Any]], metric: str, against: str | None) -> list[str]:
+    """A row for each entrant: means over its seeds, and what they differ from `against` by, seed by seed."""
+    grouped = by_entrant(results)
+    metrics = [metric, *(name for name in results[0]["test"] if name != metric)]
+    reference = {result["seed"]: result["test"][metric] for result in grouped.get(against or "", [])}
+    head = ["entrant", "seeds", *metrics, *([f"against {against}"] if reference else [])]
+    head += ["rate", "steps", "parameters", "seconds", "peak MB"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    for name, own in grouped.items():
+        cells = [name, str(len(own)), *(shown([result["test"][metric] for result in own]) for metric in metrics)]
+        if reference:
+            differences = [x["test"][metric] - reference[x["seed"]] for x in own if x["seed"] in reference]
+            middle, half = interval(differences) if differences else (0.0, 0.0)
+            cells.append("" if name == against or not differences else f"{middle:+.4f} ± {half:.2g}")
+        rates = sorted({f"{result['rate']:g}" for result in own})
+        cells += [", ".join(rates), str(own[0].get("steps", "")), f"{own[0]['parameters']:,}"]
+        cells.append(f"{mean(result['seconds'] for result in own):.3g}")
+        peaks = [result["peak_megabytes"] for result in own if "peak_megabytes" in result]
+        cells.append(f"{max(peaks):.0f}" if peaks else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def length_table(results: list[dict[str, Any]], metric: str, unit: str) -> list[str]:
+    """The metric by length, means over seeds; nothing where all documents are of one length."""
+    groups = {(part["from"], part["to"]) for result in results for part in result["by_length"]}
+    if len(groups) < 2:
+        return []
+    widths = sorted(groups)
+    lines = ["", f"{metric} by length, in {unit}:", ""]
+    if len(results[0]["by_length"]) < len(widths):
+        # each fold has ranges of its own
+        widths = [(place, place) for place in range(1, len(results[0]["by_length"]) + 1)]
+        head = [f"fifth {place}" for place, _ in widths]
+    else:
+        head = [f"{low:,}" if low == high else f"{low:,} to {high:,}" for low, high in widths]
+    lines += ["| entrant | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
+    for name, own in by_entrant(results).items():
+        parts = zip(*(result["by_length"] for result in own), strict=True)
+        lines.append(f"| {name} | " + " | ".join(f"{mean(x[metric] for x in part):.4g}" for part in parts) + " |")
+    return lines
+
+
+def draw(results: list[dict[str, Any]], task: Any, path: Path) -> None:
+    """Draw the metric against seconds of training, with its way there on the validation split, and against length."""
+    metric = task.metric
+    has_lengths = any(len(result["by_length"]) > 1 for result in results)
+    panels = 2 if has_lengths else 1
+    figure, axes = plt.subplots(1, panels, figsize=(6.5 * panels, 5), layout="constrained", squeeze=False)
+    colours = [plt.get_cmap("tab20")(place) for place in range(20)]
+    for (name, own), colour in zip(by_entrant(results).items(), colours * 2, strict=False):
+        middle, half = interval([result["test"][metric] for result in own])
+        seconds = mean(result["seconds"] for result in own)
+        axes[0, 0].errorbar(seconds, middle, half, fmt="o", color=colour, capsize=3, label=name)
+        if curve := own[0]["curve"]:
+            axes[0, 0].plot([point[1] for point in curve], [point[2] for point in curve], color=colour, alpha=0.4)
+        if has_lengths:
+            parts = list(zip(*(result["by_length"] for result in own), strict=True))
+            places = [mean((x["from"] + x["to"]) / 2 for x in part) for part in parts]
+            axes[0, 1].plot(places, [mean(x[metric] for x in part) for part in parts], "o-", color=colour, label=name)
+    axes[0, 0].set(xlabel="seconds of training (line: validation; dot: test)", ylabel=metric, xscale="log")
+    if has_lengths:
+        axes[0, 1].set(xlabel=f"length, in {task.length_unit}", ylabel=metric)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        if task.chance is not None:
+            axis.axhline(task.chance, color="black", linestyle="--", linewidth=1, label="guess")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def report(path: Path, spec: dict[str, Any], results: list[dict[str, Any]], task: Any, command: str) -> str:
+    """Write the table, the figures and the plots of the results that there are, and return the table."""
+    about = machine()
+    (budget, amount), *_ = spec["budget"].items()
+    guess = "" if task.chance is None else f" A guess has {task.chance:.3f}."
+    lines = [
+        f"# {spec['title']}",
+        "",
+        f"{task.metric} on the test split, which is read once: mean ± 95 % interval over seeds. Each training: "
+        f"{amount:,} {budget.replace('_', ' ')}. The rate is the best on the validation split.{guess} To repeat:",
+        "",
+        f"    {command}",
+        "",
+        about_line(about),
+        "",
+        *table(results, task.metric, spec["against"]),
+        *length_table(results, task.metric, task.length_unit),
+    ]
+    text = "\n".join(lines) + "\n"
+    write_report(path, text, {"machine": about, "spec": spec, "metric": task.metric, "results": results})
+    draw(results, task, path.with_suffix(".png"))
+    return text
