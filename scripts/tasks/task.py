@@ -27,7 +27,7 @@ class Task(ABC):
     arguments_class: ClassVar[type]
     # an Auto class
     auto_class: ClassVar[Any]
-    cut_notice: ClassVar[str] = "documents have more tokens than the model takes; the rest of each is cut off"
+    cut_notice: ClassVar[str] = "documents have more tokens than the model reads; the rest of each is cut off"
 
     def __init__(
         self, arguments: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: list[str] | None = None
@@ -95,7 +95,8 @@ class Task(ABC):
         )
         cut = len({example for example, was_cut in zip(inputs["example"], inputs["cut"], strict=True) if was_cut})
         if cut:
-            print(f"{split}: {cut:,} of {len(examples):,} {self.cut_notice} ({self.max_length:,} taken)", flush=True)
+            share = f"{cut:,} of {len(examples):,} ({cut / len(examples):.0%})"
+            print(f"{split}: {share} {self.cut_notice} (--max_length {self.max_length})", flush=True)
         return inputs.remove_columns("cut")
 
 
@@ -112,6 +113,20 @@ class FinetuneTask(Task):
     @classmethod
     def config_fields(cls, arguments: Any, train: Dataset) -> dict[str, Any]:
         """The fields of a model's configuration that follow from the training data, such as the names of classes."""
+        return {}
+
+    def classes(self, inputs: Dataset) -> list[str]:
+        """The name of each input's class, where it has one."""
+        return []
+
+    def baseline(self, train: Dataset, inputs: Dataset) -> Scores:
+        """
+        The metrics of always giving one answer, the likeliest in the training data; none where that says nothing.
+
+        Args:
+            train: the inputs that the model is trained on.
+            inputs: those that it is measured on.
+        """
         return {}
 
     def use(self, model_name: str) -> str:

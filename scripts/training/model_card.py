@@ -44,6 +44,8 @@ class CardTexts(NamedTuple):
     use: Python code of about three lines.
     command: the command line.
     license: that of the weights, where their author has chosen one.
+    classes: the classes of the training data with their counts.
+    baseline: split -> metric -> value of always answering with the majority class, or the mean.
     """
 
     pipeline_tag: str
@@ -57,6 +59,8 @@ class CardTexts(NamedTuple):
     command: str
     limits: str
     license: str | None = None
+    classes: str = ""
+    baseline: Mapping[str, Mapping[str, float]] = {}
 
 
 def command_line(command: str, arguments: list[str]) -> str:
@@ -108,11 +112,15 @@ def write_model_card(
         model_name=model_name,
         eval_results=results or None,
     )
-    table = ["| metric | value | measured on |", "|---|---:|---|"]
-    table += [
-        f"| {result.metric_type} | {result.metric_value:.4f} | {texts.dataset_name}, {result.dataset_split} |"
-        for result in results
-    ]
+    table = ["| metric | model | majority class or mean | measured on |", "|---|---:|---:|---|"]
+    for result in results:
+        baseline = texts.baseline.get(result.dataset_split, {}).get(result.metric_type)
+        table.append(
+            f"| {result.metric_type} | {result.metric_value:.4f} | {'–' if baseline is None else f'{baseline:.4f}'} "
+            f"| {texts.dataset_name}, {result.dataset_split} |"
+        )
+    if texts.classes:
+        table += ["", f"Classes in the training data: {texts.classes}."]
     card = ModelCard.from_template(
         data,
         template_str=files("synkhorn.model_cards").joinpath("template.md").read_text(encoding="utf-8"),

@@ -20,6 +20,7 @@ from transformers import (
 from ..data.text_data import DataArguments, Examples, described, load_splits
 from ..tasks.task import pipeline_use
 from .language_modeling import LanguageModelTrainer, as_rows, end_of_document, endless, with_places
+from .messages import ExpectedTime, describe_model, say, summary
 from .model_card import CardTexts, ModelCardCallback
 from .models import ModelArguments, load_model, load_tokenizer
 from .runs import (
@@ -32,6 +33,8 @@ from .runs import (
 )
 
 OBJECTIVES = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM}
+# what the summary shows of the metrics
+REPORTED = ("eval_perplexity", "eval_bits_per_byte")
 # texts that a tokenizer is trained on at most
 TOKENIZER_TEXTS = 100_000
 DEFAULTS: dict[str, Any] = {
@@ -197,7 +200,7 @@ def pretrain(
     settings = settings_of(model_arguments, data, own, training)
     checkpoint = checkpoint_to_resume("pretrain", training, settings)
     if (results := results_of(training)) is not None:
-        print(f"{training.output_dir} is finished: {results}")
+        say(training, f"{training.output_dir} is finished: {results}. Choose another --output_dir to train again")
         return results
     set_seed(training.seed)
 
@@ -218,13 +221,13 @@ def pretrain(
     )
     if isinstance(train, IterableDataset):
         train = with_places(train)
-    if training.process_index == 0:
-        print(f"{type(model).__name__}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens")
-        print(how_rows_are_made(own, tokenizer))
-        print(share_of_tokens(train, own.max_length), flush=True)
+    say(training, describe_model(model, model_arguments.model_name_or_path) + f", {len(tokenizer):,} in its vocabulary")
+    say(training, how_rows_are_made(own, tokenizer))
+    say(training, share_of_tokens(train, own.max_length))
 
     texts_of_card = card_texts(own, model_arguments, data, training, tokenizer, command)
     callbacks: list[TrainerCallback] = [ModelCardCallback(training.output_dir, texts_of_card, metric="perplexity")]
+    callbacks.append(ExpectedTime())
     if own.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(own.early_stopping_patience))
     trainer = LanguageModelTrainer(
@@ -240,6 +243,10 @@ def pretrain(
         train_to_the_end(trainer, checkpoint)
         trainer.save_model()
         results = trainer.evaluate()
-        trainer.log_metrics("eval", results)
-        finish(training, results)
+        finish(trainer, results, DEFAULTS)
+    measured = {name.removeprefix("eval_"): results[name] for name in results if name in REPORTED}
+    following = f"Train it on a task: synkhorn finetune classification --model_name_or_path {training.output_dir} ..."
+    if own.objective == "clm":
+        following = f'Let it write: synkhorn generate {training.output_dir} --prompt "Once upon a time"'
+    say(training, summary("the held-out texts", measured, {}, training.output_dir, following))
     return results

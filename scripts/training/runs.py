@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from synkhorn.hub_export import write_whole
@@ -118,12 +118,30 @@ def results_of(training: TrainingArguments) -> dict[str, float] | None:
     return json.loads((Path(training.output_dir) / RECORD).read_text(encoding="utf-8")).get("results")
 
 
-def finish(training: TrainingArguments, results: dict[str, float]) -> None:
-    """Mark a run as finished, so that its command, repeated, trains no further."""
-    if training.should_save:
-        record = Path(training.output_dir) / RECORD
-        run = json.loads(record.read_text(encoding="utf-8"))
-        write_whole(record, json.dumps(run | {"results": results}, indent=2) + "\n")
+def finish(trainer: Trainer, results: dict[str, float], defaults: dict[str, Any]) -> None:
+    """
+    Mark a run as finished, so that its command, repeated, trains no further, and remove what only a resumed run needs:
+    all checkpoints, unless the user gave an option about them.
+
+    Args:
+        trainer: which has trained.
+        results: what was measured.
+        defaults: of the command's arguments.
+    """
+    training = trainer.args
+    # the losses of the run, in place of those in the checkpoints
+    trainer.save_state()
+    if not training.should_save:
+        return
+    folder = Path(training.output_dir)
+    record = folder / RECORD
+    run = json.loads(record.read_text(encoding="utf-8"))
+    write_whole(record, json.dumps(run | {"results": results}, indent=2) + "\n")
+    (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+    own = {entry.name: entry.default for entry in fields(TrainingArguments)} | defaults
+    if all(getattr(training, name) == own[name] for name in ("save_strategy", "save_steps", "save_total_limit")):
+        for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            shutil.rmtree(checkpoint)
 
 
 def leave_process_group() -> None:
