@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,7 +16,7 @@ from transformers import (
 )
 
 from .checkpoints import CheckpointArguments, load_whole
-from .precision import DTYPE_HELP, DTYPES, device_type, weights_dtype
+from .precision import DTYPE_HELP, DTYPES, device_type, usable_device, weights_dtype
 
 # tokens to generate where neither an option nor the checkpoint says how many
 DEFAULT_NEW_TOKENS = 100
@@ -44,7 +43,7 @@ class PromptArguments:
     autocast: str | None = field(
         default=None,
         metadata={
-            "help": "Compute in this precision where it is safe, and keep the weights' own.",
+            "help": "Compute in this precision where it is safe, and keep the weights in their own.",
             "choices": DTYPES[1:],
         },
     )
@@ -108,7 +107,7 @@ def load(
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.checkpoint, **checkpoint.hub_options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    device = torch.device(arguments.device or device_type())
+    device = usable_device(arguments.device or device_type())
     dtype = weights_dtype(arguments.dtype, config, device.type)
     model = load_whole(AutoModelForCausalLM, checkpoint.checkpoint, dtype=dtype, **checkpoint.hub_options)
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]

@@ -27,6 +27,22 @@ def device_type(use_cpu: bool | None = None) -> str:
     return torch.accelerator.current_accelerator().type
 
 
+def usable_device(name: str) -> torch.device:
+    """
+    A device by its name.
+
+    Raises:
+        ValueError: if this machine does not have it.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first, *_ = str(error).splitlines()
+        raise ValueError(f"--device {name} cannot be used here ({first}): leave it out, or give cpu") from error
+    return device
+
+
 def units_for(dtype: torch.dtype, device: str) -> tuple[bool, str]:
     """Whether a device computes in a type of 16 bits faster than in float32, and how one says it."""
     if device == "cuda":

@@ -13,7 +13,7 @@ from synkhorn_console.parser import Chosen
 from ..measuring.metrics import Scores
 
 # of a new model, which needs more and larger steps than a pre-trained one
-NEW_RATE, NEW_STEPS, NEW_EPOCHS = 1e-3, 600, 20
+NEW_RATE, NEW_STEPS, NEW_EPOCHS = 1e-3, 400, 10
 PRETRAINED_STEPS, PRETRAINED_EPOCHS = 250, 10
 # steps after which the time of the others is known, and most classes that are listed
 TIMED_STEPS, MOST_CLASSES = 8, 20

@@ -72,7 +72,7 @@ class PretrainingArguments:
         default="mlm",
         metadata={
             "help": "`mlm`: predict masked tokens from both sides; `clm`: the next token.",
-            "choices": [*OBJECTIVES],
+            "choices": ["mlm", "clm"],
         },
     )
     text_column: str = field(default="text", metadata={"help": "Column that holds the texts."})

@@ -115,13 +115,13 @@ def check(command: str, arguments: list[str]) -> None:
     parser = build(dataclasses, description, training, first, task, ALL in arguments, **defaults)
     fields = {name: dataclass for dataclass in dataclasses for name in dataclass.__dataclass_fields__}
     values = read(parser, arguments, fields, first)
+    checks.check(command, values)
     for dataclass in dataclasses:
         try:
             dataclass(**{name: values[name] for name, owner in fields.items() if owner is dataclass})
         except NameError:
             # a check that needs what is not imported yet; the command makes it
             continue
-    checks.check(command, values)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -71,7 +71,8 @@ def check_checkpoint(name: str, value: str) -> None:
         raise ValueError(f"--{name} {value} is a file: name the folder that holds {CONFIG_NAME} and the weights")
     if not folder.is_dir():
         if len(folder.parts) == 1:
-            raise ValueError(f"--{name} {value} is neither a folder here nor owner/name on the Hub{meant_path(folder)}")
+            hint = meant(value, [path.name for path in files_in(Path()) if path.is_dir()])
+            raise ValueError(f"--{name} {value} is neither a folder in {Path.cwd()} nor owner/name on the Hub{hint}")
         check_path(name, value)
         return
     if not (folder / CONFIG_NAME).is_file():
@@ -166,9 +167,9 @@ def check_data(values: dict[str, Any], needed: str) -> None:
 
 def check_dataset(dataset: str) -> None:
     path = Path(dataset)
-    if path.suffix in READERS or path.exists():
-        raise ValueError(f"--dataset {dataset} is a path: give local files by --train_files {dataset}")
-    if len(path.parts) == 1 and dataset != "reviews" and nearest(dataset, ["reviews"]):
+    if path.suffix in READERS or path.is_file():
+        raise ValueError(f"--dataset {dataset} is a file: give local files by --train_files {dataset}")
+    if not path.exists() and len(path.parts) == 1 and dataset != "reviews" and nearest(dataset, ["reviews"]):
         raise ValueError(f"--dataset {dataset} is not known: did you mean reviews?")
 
 
@@ -221,9 +222,7 @@ def first_row(option: str, path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise ValueError(f"{option} {path} cannot be read: {error}") from error
     if row is not None and not isinstance(row, dict):
-        raise ValueError(
-            f'{option} {path} holds {str(row)[:60]!r}: each line must be an object such as {{"text": "..."}}'
-        )
+        raise ValueError(f'{option} {path} holds {str(row)[:60]!r}: each row must be an object such as {{"text": "a"}}')
     return row
 
 

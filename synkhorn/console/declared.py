@@ -84,9 +84,13 @@ def constants(module: str) -> dict[str, Any]:
         elif isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             called = [ast.unparse(part.func) for part in ast.walk(node.value) if isinstance(part, ast.Call)]
-            if isinstance(target, ast.Name) and set(called) <= {"Chosen"}:
+            if set(called) <= {"Chosen"}:
                 try:
-                    names[target.id] = value_of(node.value, names)
+                    value = value_of(node.value, names)
+                    if isinstance(target, ast.Name):
+                        names[target.id] = value
+                    elif isinstance(target, ast.Tuple):
+                        names |= zip([name.id for name in target.elts], value, strict=True)
                 except (NameError, AttributeError, TypeError):
                     # it needs what is not imported
                     continue
@@ -136,10 +140,10 @@ def declared(name: str) -> type:
             entries.append((entry.target.id, kind, field_of(entry.value, names)))
         elif isinstance(entry, ast.Assign) and entry.targets[0].id == "_argument_group_name":
             body["_argument_group_name"] = value_of(entry.value, names)
-        elif isinstance(entry, ast.FunctionDef) and entry.name == "__post_init__" and module.startswith("synkhorn"):
-            called = dict(names)
-            exec(compile(ast.Module([entry], []), "<declared>", "exec"), called)
-            body["__post_init__"] = called["__post_init__"]
+        elif isinstance(entry, ast.FunctionDef) and module.startswith("synkhorn"):
+            known = dict(names)
+            exec(compile(ast.Module([entry], []), "<declared>", "exec"), known)
+            body[entry.name] = known[entry.name]
     # what has no default comes first
     entries.sort(key=lambda entry: entry[2].default is not dataclasses.MISSING or callable(entry[2].default_factory))
     return make_dataclass(class_name, entries, namespace=body)

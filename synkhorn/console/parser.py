@@ -157,6 +157,8 @@ def parser_class() -> type[ArgumentParser]:
                 message += meant(unknown[1], names) or " (--help-all lists all options)"
             elif choice := re.match(r"argument \S+: invalid choice: '(.*?)' \(choose from (.*)\)", message):
                 message += meant(choice[1], re.findall(r"[\w.-]+", choice[2]))
+            elif number := re.search(r"invalid (int|float) value: '.*'$", message):
+                message += ": give a whole number" if number[1] == "int" else ": give a number such as 0.001"
             self.exit(2, f"{self.prog}: error: {message}\n")
 
     return Parser
