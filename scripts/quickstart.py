@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 
 from synkhorn import FAMILIES
 
-from . import finetune
 from .common.arguments import as_command_line, parse
 from .data.reviews import PACKAGED
+from .training.finetuning import DEFAULTS, dataclasses_of, finetune
+from .training.model_card import command_line
 
-HELD_OUT = 5000
+TASK, HELD_OUT = "classification", 5000
 EXAMPLES = [
     "One of the finest films I have seen in years: warm, funny, and beautifully acted.",
     "A dull, clumsy mess. I wanted my money back after twenty minutes.",
@@ -55,6 +56,10 @@ class QuickstartArguments:
     max_test_samples: int | None = field(default=None, metadata={"help": "Measure on so many reviews only."})
 
 
+def folder_of(arguments: QuickstartArguments) -> str:
+    return arguments.output_dir or f"runs/quickstart-{arguments.family}"
+
+
 def finetuning(arguments: QuickstartArguments) -> list[str]:
     """The fine-tuning that the quickstart is, as the arguments of its command."""
     family = FAMILIES[arguments.family]
@@ -75,18 +80,17 @@ def finetuning(arguments: QuickstartArguments) -> list[str]:
         "learning_rate": 1e-3,
         "weight_decay": 0.01,
         "seed": 0,
-        "output_dir": arguments.output_dir or f"runs/quickstart-{arguments.family}",
     }
-    return ["classification", *as_command_line(values)]
+    return [*as_command_line(values), "--output_dir", folder_of(arguments)]
 
 
 def main(args: list[str] | None = None) -> dict[str, float]:
     """Run the quickstart and return what was measured on the held-out reviews."""
     (arguments,) = parse([QuickstartArguments], args, __doc__)
-    line = finetuning(arguments)
-    print(f"synkhorn finetune {' '.join(line)}", flush=True)
-    results = finetune.main(line)
-    folder = line[-1].partition("=")[2]
+    line, folder = finetuning(arguments), folder_of(arguments)
+    command = command_line("finetune", [TASK, *line])
+    print(command, flush=True)
+    results = finetune(TASK, command, *parse(dataclasses_of(TASK), line, "", **DEFAULTS))
     print("\nA new process, which cannot import synkhorn, classifies two reviews:", flush=True)
     subprocess.run([sys.executable, "-c", USE_SAVED_MODEL, folder, *EXAMPLES], check=True)
     return results

@@ -58,7 +58,7 @@ def test_a_card_is_whole_and_valid(model, tmp_path):
         for result in index["results"]
     )
     for text in (
-        "| f1 | 0.2500 | Plays, 20 acts |",
+        "| f1 | 0.2500 | – | Plays, 20 acts |",
         "| seed | 3 |",
         'pipeline("text-classification", model="plays", trust_remote_code=True)',
         "synkhorn finetune classification --model_config '{\"block_size\": 8}'",

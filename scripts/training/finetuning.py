@@ -24,7 +24,7 @@ from transformers import (
 from synkhorn.hub_export import write_whole
 from synkhorn_console.parser import Chosen
 
-from ..data.text_data import DataArguments, described, load_splits
+from ..data.text_data import SPLITS, DataArguments, described, load_splits
 from ..measuring.metrics import Scores
 from ..tasks import TASKS
 from ..tasks.task import FinetuneTask, Row, Task
@@ -209,7 +209,7 @@ def finetune(
     splits = load_splits(data, kind.columns(task_arguments))
     kind.check_texts(task_arguments, splits)
     config_fields = kind.config_fields(task_arguments, splits["train"])
-    sizes = {split: len(rows) for split, rows in splits.items()}
+    sizes = {split: len(splits[split]) for split in SPLITS if split in splits}
     say(training, "Data: " + ", ".join(f"{split} {size:,}" for split, size in sizes.items()) + " rows")
     set_seed(training.seed)
     texts = kind.texts(task_arguments, splits["train"])
