@@ -44,7 +44,7 @@ test-all: test coverage test-versions
 common-tests: install
 	$(RUN) tests/common/fetch.py
 	$(TEST) $(RUN) -m pytest tests/common -n auto --junitxml=build/common_tests.xml
-	$(RUN) tests/common/counts.py build/common_tests.xml benchmarks/common_tests.md
+	$(RUN) tests/common/counts.py build/common_tests.xml benchmarks/tests/common_tests.md
 
 $(LOWEST)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LOWEST)

@@ -9,7 +9,7 @@ real reviews, and `profile` the operators of a step, with arguments of their own
 
     python -m synkhorn.scripts.benchmark
     python -m synkhorn.scripts.benchmark --models floor bert sinkhorn dense+dot_product --lengths 1024 2048 4096
-    python -m synkhorn.scripts.benchmark --dtype float32 bfloat16 --output benchmarks/speed-bfloat16
+    python -m synkhorn.scripts.benchmark --dtype float32 bfloat16 --output benchmarks/speed/speed-bfloat16
     MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 python -m synkhorn.scripts.benchmark
     python -m synkhorn.scripts.benchmark decode --help
     python -m synkhorn.scripts.benchmark throughput --help

@@ -45,7 +45,7 @@ def parser() -> ArgumentParser:
     parser.add_argument("--eval_every", type=int, default=50, help="steps between two measurements")
     parser.add_argument("--eval_size", type=int, default=128, help="fresh sequences of each measurement")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--output", default="benchmarks/block_pooling", help="path without ending of the files")
+    parser.add_argument("--output", default="benchmarks/sinkhorn/block_pooling", help="path without ending of the files")
     return parser
 
 

@@ -38,7 +38,7 @@ def parser() -> ArgumentParser:
         help="what they are divided by in a bidirectional sort",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default="benchmarks/causal_balancing", help="path without ending of the files")
+    parser.add_argument("--output", default="benchmarks/sinkhorn/causal_balancing", help="path without ending of the files")
     return parser
 
 

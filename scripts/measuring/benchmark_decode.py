@@ -54,7 +54,7 @@ def parser() -> ArgumentParser:
     parser.add_argument("--num_attention_heads", type=int, default=4)
     parser.add_argument("--vocab_size", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
-    parser.add_argument("--output", default="benchmarks/decode", help="path without ending of the table, JSON and plot")
+    parser.add_argument("--output", default="benchmarks/decoding/decode", help="path without ending of the table, JSON and plot")
     parser.add_argument("--measure", nargs=2, type=int, metavar=("LENGTH", "BATCH"), help="one cell, printed as JSON")
     return parser
 

@@ -38,7 +38,7 @@ class BenchmarkArguments(SizeArguments):
     )
     memory_limit: float = field(default=8.0, metadata={"help": "Gigabytes that a model may take (not on a GPU)."})
     output: str = field(
-        default="benchmarks/speed", metadata={"help": "Path without ending of the tables, JSON and plots."}
+        default="benchmarks/speed/speed", metadata={"help": "Path without ending of the tables, JSON and plots."}
     )
 
     def __post_init__(self):

@@ -37,7 +37,7 @@ class ProfileArguments(SizeArguments):
     device: str = field(default="cpu", metadata={"help": "Where to measure.", "choices": ["cpu", "cuda"]})
     threads: int = field(default=1, metadata={"help": "Threads of PyTorch."})
     batch_size: int = field(default=1, metadata={"help": "Sequences in a step."})
-    output: str = field(default="benchmarks/profile", metadata={"help": "Path without ending of the table and JSON."})
+    output: str = field(default="benchmarks/profiles/profile", metadata={"help": "Path without ending of the table and JSON."})
 
     def __post_init__(self):
         check_models(self.models)

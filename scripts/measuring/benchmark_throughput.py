@@ -58,7 +58,7 @@ class ThroughputArguments(SizeArguments):
     threads: int = field(default=1, metadata={"help": "Threads of PyTorch."})
     timeout: float = field(default=120.0, metadata={"help": "Seconds after which a batch is given up."})
     memory_limit: float = field(default=8.0, metadata={"help": "Gigabytes that a model may take (not on a GPU)."})
-    output: str = field(default="benchmarks/throughput", metadata={"help": "Path without ending of the files."})
+    output: str = field(default="benchmarks/throughput/throughput", metadata={"help": "Path without ending of the files."})
 
     def __post_init__(self):
         self.models = MODELS if self.models == ["all"] else list(dict.fromkeys(self.models))

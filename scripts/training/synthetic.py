@@ -62,7 +62,7 @@ def parser(description: str | None = None) -> ArgumentParser:
     sort.add_argument("--length", type=int, default=64, help="tokens of a sequence")
     for name, task in tasks.choices.items():
         task.add_argument(
-            "--output", default=f"benchmarks/{name}", help="path without ending of the table, JSON and plot"
+            "--output", default=f"benchmarks/synthetic/{name}", help="path without ending of the table, JSON and plot"
         )
     return commands
 

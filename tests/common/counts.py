@@ -1,7 +1,7 @@
 """
 Writes a table of the common tests: how many of each class passed, failed and were skipped, and why.
 
-    python tests/common/counts.py build/common_tests.xml benchmarks/common_tests.md
+    python tests/common/counts.py build/common_tests.xml benchmarks/tests/common_tests.md
 """
 
 import sys
