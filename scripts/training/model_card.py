@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import (
     PreTrainedConfig,
@@ -22,8 +21,7 @@ from transformers import (
 from synkhorn import FAMILIES
 from synkhorn.hub_export import write_whole
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from ..measuring.plots import curves, panels, save
 
 BF16 = "bfloat16 autocast (slow on a CPU without AMX, AVX-512 BF16 or ARM BF16: there `--bf16 false`)"
 # what a Trainer measures of itself, and the loss, which says less than any metric
@@ -157,20 +155,19 @@ def hyperparameters_of(training: TrainingArguments, state: TrainerState, model: 
 
 def draw_curves(history: list[dict[str, Any]], path: Path, metric: str) -> None:
     """Draw training loss, validation loss and, where it was measured, a metric of a `Trainer`'s log over the epoch."""
-    measured = any(f"eval_{metric}" in entry for entry in history)
-    panels = [("loss", {"loss": "training", "eval_loss": "validation"})]
-    panels += [(metric.replace("_", " "), {f"eval_{metric}": "validation"})] if measured else []
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), layout="constrained", squeeze=False)
-    for axis, (name, curves) in zip(axes[0], panels, strict=True):
-        for key, label in curves.items():
-            points = [(entry["epoch"], float(entry[key])) for entry in history if key in entry]
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-                axis.legend()
+    measured = [entry for entry in history if f"eval_{metric}" in entry]
+    shown = [("loss", {"loss": "training", "eval_loss": "validation"})]
+    shown += [(metric.replace("_", " "), {f"eval_{metric}": "validation"})] if measured else []
+    finding = f"Last validation {shown[-1][0]}: {float(measured[-1][f'eval_{metric}']):.4g}." if measured else ""
+    figure, (line,) = panels("How did the training go?", finding, columns=len(shown))
+    for axis, (name, labels) in zip(line, shown, strict=True):
+        points = {
+            label: {entry["epoch"]: float(entry[key]) for entry in history if key in entry}
+            for key, label in labels.items()
+        }
+        curves(axis, {label: curve for label, curve in points.items() if curve}, list(labels.values()), scale="linear")
         axis.set(xlabel="epoch", ylabel=name)
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)
 
 
 class ModelCardCallback(TrainerCallback):
