@@ -160,7 +160,3 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         message = str(error) or type(error).__name__
         fail(program, message if isinstance(error, EXPECTED) else f"{type(error).__name__}: {message} (see --debug)")
-
-
-if __name__ == "__main__":
-    main()
