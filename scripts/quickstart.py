@@ -37,7 +37,7 @@ for text, result in zip(sys.argv[2:], classify(sys.argv[2:])):
 
 @dataclass
 class QuickstartArguments:
-    """What the quickstart lets one choose."""
+    """Options of the quickstart."""
 
     _argument_group_name = "data"
 

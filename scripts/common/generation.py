@@ -24,7 +24,7 @@ DEFAULT_NEW_TOKENS = 100
 
 @dataclass
 class PromptArguments:
-    """What is continued, and how it is run."""
+    """The prompts, and how they are run."""
 
     _argument_group_name = "prompts"
 
@@ -80,7 +80,7 @@ def read_prompts(arguments: PromptArguments) -> list[str]:
         try:
             prompts.append(json.loads(line)["prompt"])
             if not isinstance(prompts[-1], str):
-                raise TypeError(f"{prompts[-1]!r} is no text")
+                raise TypeError(f"{prompts[-1]!r} is not a text")
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f'prompt_file={arguments.prompt_file!r}: prompt {number} is {line[:80]!r}, not {{"prompt": ...}}'
@@ -95,7 +95,7 @@ def load(
     The model, ready to generate, and its tokenizer.
 
     Raises:
-        ValueError: if the checkpoint is no causal language model.
+        ValueError: if the checkpoint is not a causal language model.
     """
     config = AutoConfig.from_pretrained(checkpoint.checkpoint, **checkpoint.hub_options)
     saved = (config.architectures or ["model without a head"])[0]

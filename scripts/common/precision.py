@@ -94,7 +94,7 @@ def weights_dtype(
         asked: a name that overrides it.
         config: the checkpoint's.
         device: where it runs.
-        remedy: what the printed line ends with.
+        remedy: the end of the printed line.
     """
     if asked is not None:
         return getattr(torch, asked)

@@ -12,7 +12,7 @@ from synkhorn_console.checks import READERS, SPLITS, check_file
 
 from .reviews import PACKAGED, SPLIT_SEED, load_reviews
 
-# of the training data are held out where there is no validation split: a tenth, and at most so many
+# without a validation split a tenth of the training rows is held out, and at most so many
 MOST_HELD_OUT = 1000
 # the names that datasets of the Hub give the split that is validated on
 VALIDATION_NAMES = ("validation", "valid", "dev", "val")
@@ -66,10 +66,10 @@ def load_splits(
     a fixed seed; of a stream, its first rows.
 
     Args:
-        data: what to load.
+        data: its arguments.
         columns: the columns that each split must have; others are kept.
         needed: the splits that there must be.
-        sample_by: what a row is in a local text file: a `line`, a `paragraph` or a `document`, all of it.
+        sample_by: a row of a local text file: a `line`, a `paragraph` or the whole `document`.
 
     Raises:
         ValueError: if the arguments name no data or two, a file is missing, empty or of an unknown kind, or a split or
@@ -99,7 +99,7 @@ def load_splits(
 
 
 def described(data: DataArguments) -> dict[str, str | None]:
-    """What a model card says of the data: `dataset_name`, and `dataset_id` and `language` where they are known."""
+    """The data in a model card: `dataset_name`, and `dataset_id` and `language` where they are known."""
     if data.dataset == PACKAGED:
         name = "IMDb (training half, own split)"
         return {"dataset_name": name, "dataset_id": "stanfordnlp/imdb", "language": "en"}

@@ -81,7 +81,7 @@ def build(name: str, positions: int, arguments: Namespace) -> PreTrainedModel:
 
 
 def matrix_bytes(name: str, positions: int, arguments: Namespace) -> int:
-    """What the full random matrices of a model take."""
+    """The memory of a model's full random matrices."""
     matrices = sum(member in ("random", "fixed_random") for member in name.split("+"))
     return 4 * matrices * arguments.num_hidden_layers * arguments.num_attention_heads * positions**2
 
@@ -108,7 +108,7 @@ def filled_cache(model: PreTrainedModel, length: int, batch_size: int) -> Dynami
 
 
 def cache_megabytes(cache: DynamicCache) -> float:
-    """What the tensors of a cache take, room for later tokens included."""
+    """The memory of a cache's tensors, with their room for later tokens."""
     found = {}
     for layer in cache.layers:
         for value in vars(layer).values():

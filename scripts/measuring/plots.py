@@ -13,7 +13,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import NullLocator  # noqa: E402
 
-# ours, far apart for the colour-blind (Okabe and Ito); a peer is grey, and what all are compared with black and thick
+# colours of our models, for the colour-blind too (Okabe and Ito); peers are grey, the reference is thick and black
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PEER, REFERENCE = "#8c8c8c", "black"
 REFERENCES = ("bert", "gpt2", "BERT", "GPT-2")
@@ -99,9 +99,9 @@ def multiples(
 
     Args:
         question, finding: see `panels`.
-        rows: what the vertical axis is -> name -> x -> y.
+        rows: label of the vertical axis -> name -> x -> y.
         ours: our models.
-        across: what the horizontal axis is.
+        across: label of the horizontal axis.
         named: peers with a name.
     """
     figure, axes = panels(question, f"{finding} Grey: the other models.", len(rows), len(ours), width=2.9, height=2.5)

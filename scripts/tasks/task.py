@@ -1,4 +1,4 @@
-"""What a fine-tuning task is, and the labels that several of them share."""
+"""The base classes of the tasks, and helpers for labels."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ class Task(ABC):
         self, arguments: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: list[str] | None = None
     ):
         self.arguments = arguments
-        # what the model says of a token is read at its place, counted from the row's first
+        # predictions for tokens are read by position, counted from the row's first token
         tokenizer.padding_side = "right"
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -76,11 +76,11 @@ class Task(ABC):
         """The metrics of rows of `predict`."""
 
     def collator(self) -> Any:
-        """What makes a batch of inputs."""
+        """Makes a batch of inputs."""
         return DataCollatorWithPadding(self.tokenizer)
 
     def reduce(self, logits: Any, labels: Any) -> Any:
-        """What is kept of the logits of a batch."""
+        """The part of a batch's logits that is kept."""
         return logits
 
     def prepare(self, examples: Dataset, split: str, num_proc: int | None = None) -> Dataset:
@@ -105,7 +105,7 @@ class FinetuneTask(Task):
 
     # the Hub's name of the task
     pipeline_tag: ClassVar[str]
-    # what the best checkpoint is chosen by; more is better
+    # the metric that chooses the best checkpoint; more is better
     best_metric: str
     # whether a document's tokens beyond the maximal length are lost
     cuts_documents: ClassVar[bool] = True

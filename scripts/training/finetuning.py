@@ -66,7 +66,7 @@ SAMPLE = 1000
 
 @dataclass
 class FinetuneArguments:
-    """What is particular to fine-tuning."""
+    """Fine-tuning."""
 
     _argument_group_name = "fine-tuning"
 
@@ -74,7 +74,7 @@ class FinetuneArguments:
         default=None,
         metadata={
             "help": "Tokens of a document, or of a window over it, that the model reads. A checkpoint's own length if "
-            f"not given; for a new model, what nine documents in ten need, at most {LENGTHS[-1]:,}."
+            f"not given; for a new model, enough for nine documents in ten, at most {LENGTHS[-1]:,}."
         },
     )
     lora_r: int | None = field(
@@ -93,7 +93,7 @@ class FinetuneArguments:
 
 
 class Measure:
-    """What a `Trainer` computes metrics with: the task's, on a split. Keeps the rows of predictions."""
+    """Computes the task's metrics on a split for a `Trainer`, and keeps the rows of predictions."""
 
     def __init__(self, task: Task, examples: Dataset, inputs: Dataset):
         self.task, self.examples, self.inputs = task, examples, inputs
@@ -151,7 +151,7 @@ def card_texts(
     training: TrainingArguments,
     sizes: dict[str, int],
 ) -> dict[str, Any]:
-    """What the model card says of a fine-tuned model and its data."""
+    """The texts of a fine-tuned model's card."""
     start = model_arguments.model_name_or_path
     kept = f" The checkpoint with the best {training.metric_for_best_model} on the validation split was kept."
     how = "all its weights" if finetuning.lora_r is None else f"its head, and LoRA of rank {finetuning.lora_r}, merged"
@@ -162,8 +162,8 @@ def card_texts(
         | ({"test": f"{sizes['test']:,} rows for test"} if "test" in sizes else {}),
         "summary": f"A model for {task.pipeline_tag.replace('-', ' ')}, trained {origin}.",
         "training": f"Trained on {sizes['train']:,} examples." + (kept if training.load_best_model_at_end else ""),
-        "limits": f"It knows what its {sizes['train']:,} examples show, and reads {task.max_length:,} tokens at a time"
-        + (": what a longer document has beyond them is cut off." if task.cuts_documents else ", in windows."),
+        "limits": f"It has seen {sizes['train']:,} training examples, and reads {task.max_length:,} tokens at a time"
+        + ("; longer documents are cut off." if task.cuts_documents else ", in windows."),
         **described(data),
     }
 

@@ -1,4 +1,4 @@
-"""What a training chooses by itself and says: before it starts, after its first steps, and at its end."""
+"""A training's messages and its choices: before it starts, after its first steps, and at its end."""
 
 import math
 import time
@@ -26,7 +26,7 @@ def say(training: TrainingArguments, text: str) -> None:
 
 
 def choose(training: TrainingArguments, rows: int, is_new: bool) -> None:
-    """Set the learning rate and the epochs that the user has not given, and say all that matters."""
+    """Set the learning rate and the epochs that the user has not given, and print the plan."""
     batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     in_epoch = math.ceil(rows / batch)
     if isinstance(training.learning_rate, Chosen):
@@ -64,7 +64,7 @@ def describe_labels(labels: Sequence[Any]) -> str:
 
 
 def summary(where: str, results: Scores, baseline: Scores, folder: str, following: str) -> str:
-    """The end of a training: what was measured, where everything is, and what to do with it."""
+    """The last message of a training: the metrics, the folder, and the next command."""
     width = max(map(len, results))
     head = f"{'':<{width}}  {'model':>8}" + ("  majority class or mean" if baseline else "")
     rows = [

@@ -24,15 +24,15 @@ from synkhorn.hub_export import write_whole
 from ..measuring.plots import curves, panels, save
 
 BF16 = "bfloat16 autocast (slow on a CPU without AMX, AVX-512 BF16 or ARM BF16: there `--bf16 false`)"
-# what a Trainer measures of itself, and the loss, which says less than any metric
+# the Trainer's own measurements, and the loss, which says less than any metric
 UNREPORTED = re.compile(r"loss|runtime|.*_per_second|model_preparation_time")
-# fields of a configuration that say nothing of the model's making
+# fields of a configuration that do not describe how the model was made
 UNSAID = re.compile(r"transformers_version|architectures|dtype|model_type|auto_map|.*_token_id|id2label|label2id|_.*")
 
 
 class CardTexts(NamedTuple):
     """
-    What a card says that its run cannot measure.
+    The texts of a card, which a run cannot measure.
 
     pipeline_tag: the task, such as `text-classification`.
     dataset_name, dataset_id: what it was trained on; its name on the Hub, or `None`.
@@ -78,7 +78,7 @@ def write_model_card(
 
     Args:
         folder: the checkpoint.
-        texts: what the card says.
+        texts: those of the card.
         config: the model's.
         metrics: split -> metric -> value.
         hyperparameters: name -> value, as a table.
@@ -135,7 +135,7 @@ def write_model_card(
 
 
 def hyperparameters_of(training: TrainingArguments, state: TrainerState, model: PreTrainedModel) -> dict[str, object]:
-    """What a run was made with: the Trainer's main arguments, and the model's fields."""
+    """The settings of a run: the Trainer's main arguments, and the model's fields."""
     warmup, accumulation = training.warmup_steps, training.gradient_accumulation_steps
     fields = model.config.to_diff_dict()
     return {
@@ -176,7 +176,7 @@ class ModelCardCallback(TrainerCallback):
 
     Args:
         folder: where the trained model is saved.
-        texts: what the card says.
+        texts: those of the card.
         metric: the validation metric that is drawn beside the losses.
     """
 
@@ -201,7 +201,7 @@ class ModelCardCallback(TrainerCallback):
 
     def _measured(self, args, state, model, metrics: Mapping[str, float]) -> None:
         if self.duration is None:
-            # while training: what is measured need not be of the model that is kept
+            # while training: the measured model need not be the one that is kept
             return
         for name, value in metrics.items():
             prefix, _, metric = name.partition("_")

@@ -78,7 +78,7 @@ def load_tokenizer(
 
     Args:
         arguments: the model's.
-        texts: what a tokenizer is trained on, by the main process alone; else they are not read.
+        texts: training data of a new tokenizer, read by the main process alone.
         max_length: tokens at which `truncation=True` cuts.
         is_causal: whether one of bytes, or one that is trained, is for a causal model.
         checkpoint: that of a resumed run, whose tokenizer is not trained twice.

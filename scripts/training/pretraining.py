@@ -33,7 +33,7 @@ from .runs import (
 )
 
 OBJECTIVES = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM}
-# what the summary shows of the metrics
+# the metrics in the summary
 REPORTED = ("eval_perplexity", "eval_bits_per_byte")
 # texts that a tokenizer is trained on at most
 TOKENIZER_TEXTS = 100_000
@@ -57,14 +57,14 @@ DEFAULTS: dict[str, Any] = {
     # over all tokens of the split; the loss is a mean of the means of its batches
     "metric_for_best_model": "perplexity",
     "greater_is_better": False,
-    # so that a run that goes on is as patient as one that was never interrupted
+    # so that a resumed run is as patient as one that was never interrupted
     "restore_callback_states_from_checkpoint": True,
 }
 
 
 @dataclass
 class PretrainingArguments:
-    """What is modelled, and how texts become rows."""
+    """The objective, and how texts become rows."""
 
     _argument_group_name = "language modelling"
 
@@ -129,7 +129,7 @@ def check_texts(splits: dict[str, Examples], column: str) -> None:
 
 
 def how_rows_are_made(own: PretrainingArguments, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What is done with the borders between documents, for log and card."""
+    """How documents become rows, for log and card."""
     end = tokenizer.convert_ids_to_tokens(end_of_document(tokenizer))
     if own.packing:
         return (
@@ -158,7 +158,7 @@ def card_texts(
     tokenizer: PreTrainedTokenizerBase,
     command: str,
 ) -> CardTexts:
-    """What the card says of a pre-trained model."""
+    """The texts of a pre-trained model's card."""
     name = Path(training.output_dir).resolve().name
     masked = own.objective == "mlm"
     tag, text = ("fill-mask", f"A very good {tokenizer.mask_token}") if masked else ("text-generation", "A very good")
@@ -170,11 +170,11 @@ def card_texts(
         + ("from scratch." if start is None else f"from the checkpoint `{Path(start).name}`."),
         use=pipeline_use(tag, name, repr(text)),
         training=how_rows_are_made(own, tokenizer)
-        + (f" {own.mlm_probability:.0%} of the tokens are masked, anew in each epoch." if masked else ""),
+        + (f" {own.mlm_probability:.0%} of the tokens are masked, different ones in each epoch." if masked else ""),
         command=command,
-        limits=f"It knows nothing but the texts it was trained on, and takes at most {own.max_length} tokens; what it "
-        "writes or fills in is likely, not true. Perplexity is per token and compares only models with one tokenizer"
-        + (", and, with most of a text visible, is no measure of a whole text." if masked else "."),
+        limits=f"It knows only its training texts, and reads at most {own.max_length} tokens; its output "
+        "is likely, not necessarily true. Perplexity is per token and compares only models with one tokenizer"
+        + (", and, because most of a text is visible, does not measure a whole text." if masked else "."),
         **described(data),
     )
 

@@ -55,7 +55,7 @@ def documented(command: str) -> str:
 
 
 def first_sentence(command: str) -> str:
-    """What a command does: the first sentence of its docstring."""
+    """A command in one sentence: the first of its docstring."""
     return re.split(r"(?<=[.?]) ", " ".join(documented(command).split()))[0]
 
 
@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     if command not in COMMANDS:
         hint = meant(command, COMMANDS) or f": choose one of {', '.join(COMMANDS)}"
         fail("synkhorn", f"{command!r} is not a command{hint}")
-    # what the command's own help and errors call it
+    # the name in the command's own help and errors
     program = sys.argv[0] = f"synkhorn {command}"
     if command in WITH_TASKS:
         task = (rest or ["--help"])[0]

@@ -1,4 +1,4 @@
-"""What can be wrong with a command line, found before PyTorch is imported and before data is read."""
+"""Checks of a command line, made before PyTorch is imported and before data is read."""
 
 import csv
 import json
@@ -56,7 +56,7 @@ def meant_path(path: Path) -> str:
 
 
 def check_path(name: str, value: str) -> None:
-    """A folder that exists, or what can be a name on the Hub: owner/name, where there is no folder `owner` here."""
+    """A folder that exists, or a name on the Hub: owner/name, unless there is a folder `owner` here."""
     path = Path(value).expanduser()
     if path.exists() or (len(path.parts) == 1 and not value.startswith((".", "~"))):
         return

@@ -1,6 +1,6 @@
 """
 The arguments of a command, read from the source of its dataclasses: importing them would import PyTorch, which takes
-seconds, and a misspelt option is to be told at once.
+seconds, and a misspelt option should be reported at once.
 """
 
 import ast
@@ -62,13 +62,13 @@ def config_fields(model_type: str) -> set[str] | None:
 
 
 def value_of(node: ast.expr, names: dict[str, Any]) -> Any:
-    """What an expression is; a `NameError` where it has names that only an import would bring."""
+    """The value of an expression; a `NameError` for names that only an import would define."""
     return eval(compile(ast.Expression(node), "<declared>", "eval"), dict(names))
 
 
 @cache
 def constants(module: str) -> dict[str, Any]:
-    """What a module's first lines name: constants, of modules of this package too, and the standard library."""
+    """The constants of a module, with those that it imports from this package and the standard library."""
     names: dict[str, Any] = {"FAMILIES": list(families()), "field": field, "Any": Any}
     for node in tree_of(module).body:
         if isinstance(node, ast.ImportFrom):
@@ -123,7 +123,7 @@ def declared(name: str) -> type:
     """
     The dataclass `module:Class` with its fields, and with its checks where these need nothing else.
 
-    What is given a type that is not known before the imports is read as text.
+    A field whose type is not known before the imports is read as text.
     """
     if name == GENERATION:
         return generation_options()
@@ -144,7 +144,7 @@ def declared(name: str) -> type:
             known = dict(names)
             exec(compile(ast.Module([entry], []), "<declared>", "exec"), known)
             body[entry.name] = known[entry.name]
-    # what has no default comes first
+    # fields without a default come first
     entries.sort(key=lambda entry: entry[2].default is not dataclasses.MISSING or callable(entry[2].default_factory))
     return make_dataclass(class_name, entries, namespace=body)
 

@@ -177,7 +177,7 @@ def build(
     The parser of a command.
 
     Args:
-        dataclasses: what is read, such as `(ModelArguments, DataArguments, TrainingArguments)`.
+        dataclasses: those that are filled, such as `(ModelArguments, DataArguments, TrainingArguments)`.
         description: the script's docstring.
         training: the one among them whose many arguments are Transformers' own.
         first: the argument whose value may begin the command line, without its name.
