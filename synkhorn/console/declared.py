@@ -57,7 +57,7 @@ def config_fields(model_type: str) -> set[str] | None:
     for module in (*sources, "transformers.configuration_utils"):
         for node in tree_of(module).body:
             if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
-                found |= {entry.target.id for entry in node.body if isinstance(entry, ast.AnnAssign)}
+                found |= {ast.unparse(entry.target) for entry in node.body if isinstance(entry, ast.AnnAssign)}
     return found
 
 
@@ -90,7 +90,7 @@ def constants(module: str) -> dict[str, Any]:
                     if isinstance(target, ast.Name):
                         names[target.id] = value
                     elif isinstance(target, ast.Tuple):
-                        names |= zip([name.id for name in target.elts], value, strict=True)
+                        names |= zip(map(ast.unparse, target.elts), value, strict=True)
                 except (NameError, AttributeError, TypeError):
                     # it needs what is not imported
                     continue
@@ -138,7 +138,7 @@ def declared(name: str) -> type:
             except (NameError, TypeError):
                 kind = str | None
             entries.append((entry.target.id, kind, field_of(entry.value, names)))
-        elif isinstance(entry, ast.Assign) and entry.targets[0].id == "_argument_group_name":
+        elif isinstance(entry, ast.Assign) and ast.unparse(entry.targets[0]) == "_argument_group_name":
             body["_argument_group_name"] = value_of(entry.value, names)
         elif isinstance(entry, ast.FunctionDef) and module.startswith("synkhorn"):
             known = dict(names)

@@ -150,7 +150,7 @@ def parser_class() -> type[ArgumentParser]:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
 
-    class Parser(module.HfArgumentParser):
+    class Parser(module.HfArgumentParser):  # type: ignore[name-defined, misc]
         def error(self, message: str):
             names = [option for action in self._actions for option in action.option_strings]
             if unknown := re.match(r"unrecognized arguments: (-\S+?)(?:=\S*)?(?: |$)", message):
@@ -186,7 +186,7 @@ def build(
         defaults: values other than the dataclasses' own.
     """
     parser = parser_class()(
-        dataclasses,  # type: ignore[call-arg]
+        dataclasses,  # type: ignore[arg-type]
         usage=" ".join(filter(None, ("%(prog)s", task, first and first.upper(), "ARGUMENTS"))),
         description=description.strip(),
         formatter_class=HelpFormatter,
