@@ -73,6 +73,7 @@ lint: install
 	@mkdir -p build/types/synkhorn
 	@ln -sfn $(CURDIR)/configuration $(CURDIR)/modeling $(CURDIR)/tokenization $(CURDIR)/scripts \
 		$(CURDIR)/synkhorn/*.py build/types/synkhorn/
+	@ln -sfn $(CURDIR)/synkhorn/console build/types/synkhorn_console
 	cd build/types && $(CURDIR)/$(RUN) -m mypy --config-file $(CURDIR)/pyproject.toml
 
 benchmark: install

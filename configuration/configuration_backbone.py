@@ -131,7 +131,7 @@ class BackboneConfig(PreTrainedConfig):
             }
         for name in kwargs:
             for field in get_close_matches(name, [field.name for field in fields(self)], n=1, cutoff=0.8):
-                logger.warning(f"{name}={kwargs[name]!r} is no field of {family}Config: did you mean {field}?")
+                logger.warning(f"{name}={kwargs[name]!r} is not a field of {family}Config: did you mean {field}?")
         # before Transformers reads the fields, and before @strict wraps what its validators raise into no `ValueError`
         self.validate_architecture()
         super().__post_init__(**kwargs)

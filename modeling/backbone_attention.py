@@ -108,21 +108,21 @@ class BackboneAttention(nn.Module):
 
     @abstractmethod
     def attend(self, inputs: Any, keys: torch.Tensor, values: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """What `project` gave -> (1, T, H dh)."""
+        """The result of `project` -> (1, T, H dh)."""
 
     @abstractmethod
     def attend_literally(
         self, inputs: Any, keys: torch.Tensor, values: torch.Tensor, rows: Rows
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `project` gave -> (R, H, L, dh), and the effective weights over the tokens of a row, (R, H, L, L)."""
+        """The result of `project` -> (R, H, L, dh), and the effective weights over a row's tokens, (R, H, L, L)."""
 
     @abstractmethod
     def attend_cached(
         self, inputs: Any, states: tuple[torch.Tensor, ...], rows: Rows, layer: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        What `project` gave for L new tokens of each row, and the keys, values and further states of all positions, (B,
-        H or 1, positions, w) -> (B, H, L, dh) and, in the literal form, the effective weights (B, H, L, positions).
+        The result of `project` for L new tokens of each row, and the keys, values and further states of all positions,
+        (B, H or 1, positions, w) -> (B, H, L, dh) and, in the eager form, the effective weights (B, H, L, positions).
         """
 
     def cached_states(self, inputs: Any) -> dict[str, torch.Tensor]:

@@ -28,7 +28,7 @@ PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_leng
 
 class BackbonePreTrainedModel(PreTrainedModel):
     """
-    What every model of a family is. A family's own subclass sets `config_class`, `attention_class` (a
+    The base class of all models of a family. A family's own subclass sets `config_class`, `attention_class` (a
     `BackboneAttention`), where its cache holds more than keys and values `cache_layers` (the class of a dynamic layer
     and of a static one) and, beside `hidden_states`, which outputs of its attention `_can_record_outputs`:
     `output_attentions` asks for all of them. A module with tensors of its own initialises them in
@@ -108,7 +108,7 @@ class BackbonePreTrainedModel(PreTrainedModel):
         """
         config = self.config.resized(max_position_embeddings)
         fresh = type(self)(config)
-        # what two modules share stays shared
+        # weights that two modules share stay shared
         resized: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for name, module in self.named_modules():
             new_module = fresh.get_submodule(name)

@@ -25,7 +25,7 @@ from .modeling_backbone import BackboneModel, BackboneOutput, BackbonePreTrained
 logger = logging.get_logger(__name__)
 
 ModelOutputs = TypeVar("ModelOutputs", bound=ModelOutput)
-# what a text-generation pipeline passes to `generate` where its user asks for no length; both look the same there
+# the default that a text-generation pipeline passes to `generate`, where it cannot be told from a user's wish
 PIPELINE_NEW_TOKENS = 256
 
 
@@ -41,7 +41,7 @@ class BackboneHead(BackbonePreTrainedModel):
     """A head over a base model; a family's class sets `model_class`."""
 
     model_class: type[BackboneModel]
-    # what `classifier` is called in older checkpoints
+    # the name of `classifier` in older checkpoints
     former_classifier: str | None = None
 
     def __init__(self, config: BackboneConfig):

@@ -39,7 +39,7 @@ def write(buffer: torch.Tensor, states: torch.Tensor, rows: Rows) -> torch.Tenso
 
 class PositionLayerMixin(CacheLayerMixin):
     """
-    What the dynamic and the static layer share. `states` names the tensors that hold a state of every position,
+    The common part of the dynamic and the static layer. `states` names the tensors that hold a state of every position,
     (B, H, positions, w); keys have width 0 where the attention does not use them.
     """
 
@@ -232,8 +232,8 @@ def with_own_layers(
         cache.layers = layers = [own_layer(layer, *own) for layer in layers]
     if len(layers) != num_layers or any(type(layer) not in own for layer in layers):
         raise ValueError(
-            f"past_key_values={cache!r} is no cache of this model: make it with DynamicCache(config=model.config) or "
-            "StaticCache(config=model.config, max_cache_len=...), and let this model fill it. PEFT's prefix tuning, "
+            f"past_key_values={cache!r} is not a cache of this model: make it with DynamicCache(config=model.config) "
+            "or StaticCache(config=model.config, max_cache_len=...), and let this model fill it. PEFT's prefix tuning, "
             "which fills it by itself, is not supported: use LoRA or prompt tuning"
         )
     return cache

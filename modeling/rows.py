@@ -185,7 +185,7 @@ class Rows(NamedTuple):
         return self.positions.view(self.groups[0])
 
     def seen_positions(self) -> torch.Tensor | None:
-        """(1 or B, 1, L, `end`), true where a new token behind a cache looks; `None` for everywhere."""
+        """(1 or B, 1, L, `end`), true where a new token after a cache attends; `None` for everywhere."""
         if self.start is not None and self.start + 1 == self.end:
             return None
         columns = torch.arange(self.end, device=self.positions.device)

@@ -97,7 +97,7 @@ def seen_attention(
     The rows of new tokens: (1 or R, H, L, T) logits and (R, H, T, dh) values -> (R, H, L, dh) and weights (R, H, L, T).
 
     Args:
-        seen: true where a new token looks, broadcast to the logits, or `None` for everywhere.
+        seen: true where a new token attends, broadcast to the logits, or `None` for everywhere.
     """
     weights = precise(logits).softmax(-1) if seen is None else seen_softmax(logits, seen)
     return weighted_values(weights, values, dropout)

@@ -1,6 +1,5 @@
 """
-Time and peak memory against the length, side by side: both families' variants, the floor that no attention can be
-faster than, and their peers.
+Measure time and peak memory against the length: both families' variants, a floor without attention, and peers.
 
 Every model lives in a process of its own, and they take turns, one running at a time, so that a drift of the machine
 hits all alike; ratios are taken round by round. The floor is the same trunk with the identity between an attention's

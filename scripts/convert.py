@@ -1,13 +1,13 @@
 """
-Warm start: make a Sinkhorn or Synthesizer model with the weights and the head of a BERT, RoBERTa, DistilBERT or GPT-2.
+Warm start: turn a pre-trained BERT, RoBERTa, DistilBERT or GPT-2, with its head, into a Sinkhorn or Synthesizer model.
 
     synkhorn convert google-bert/bert-base-uncased --to sinkhorn --max_length 2048 --output_dir bert-2048
     synkhorn convert openai-community/gpt2 --to sinkhorn --max_length 4096 --output_dir gpt2-4096
 
-The output folder is a checkpoint like any other: weights, configuration, source files, and the tokenizer, which cuts at
-the new length. What was copied, what is new and what was left behind is printed. The start keeps what the source knew:
-a Sinkhorn model gives the source's outputs for a text of one block, a mixture has its weight on dot_product, and
-'{"synthesizers": ["dot_product"]}' is the source. Then train it, by synkhorn finetune or pretrain.
+The output folder is a complete checkpoint; its tokenizer cuts at the new length. It prints which weights were copied,
+newly initialised or dropped. The new model starts with the source's behaviour: a Sinkhorn model gives the source's
+outputs for a text of one block, a mixture has its weight on dot_product, and '{"synthesizers": ["dot_product"]}' is the
+source. Then train it, by synkhorn finetune or pretrain.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from .common.checkpoints import CheckpointArguments, check_new_folder, whole_fol
 
 @dataclass
 class ConvertArguments:
-    """What it becomes."""
+    """The new model."""
 
     _argument_group_name = "conversion"
 

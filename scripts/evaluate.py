@@ -29,7 +29,7 @@ from .tasks.evaluation import EvaluateArguments, as_markdown, harness, measure
 
 
 def usage() -> str:
-    """What there is to evaluate."""
+    """The tasks."""
     names = "\n".join(f"  {name}" for name in MEASURED)
     return f"usage: synkhorn evaluate TASK ARGUMENTS\n{__doc__}\nTASK is one of\n{names}\nTASK --help says more."
 
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
         print(usage())
         return None
     if name not in MEASURED:
-        print(f"{usage()}\n\nsynkhorn evaluate: {name!r} is no task", file=sys.stderr)
+        print(f"{usage()}\n\nsynkhorn evaluate: {name!r} is not a task", file=sys.stderr)
         sys.exit(2)
     kind = MEASURED[name]
     own, data, task_arguments = parse(

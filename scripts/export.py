@@ -1,5 +1,5 @@
 """
-Export an encoder to ONNX, or to a program of torch.export, and check that it computes what the model does.
+Export an encoder to ONNX or torch.export, and check that its outputs are those of the model.
 
     synkhorn export my-classifier --output_dir my-classifier-onnx
     synkhorn export my-classifier --output_dir exported --formats onnx torch
@@ -38,7 +38,7 @@ from .common.exporting import (
 
 @dataclass
 class ExportArguments:
-    """What is written."""
+    """The exported files."""
 
     _argument_group_name = "export"
 

@@ -1,16 +1,16 @@
 """
-Fine-tune a checkpoint, or train from scratch, on a task: classification, token-classification, question-answering or
-multiple-choice.
+Train on your labelled texts, from a checkpoint or from scratch: classification, tags, question answering, choices.
 
+    synkhorn finetune classification --train_files reviews.csv --output_dir my-classifier
     synkhorn finetune classification --model_name_or_path my-model --dataset reviews --output_dir my-classifier
     synkhorn finetune question-answering --model_name_or_path my-model --train_files squad.jsonl --output_dir my-reader
 
 The checkpoint that does best on the validation split is kept. The output folder gets the model with its code and
-tokenizer, its card, and what it does on the test split, or on the validation split where there is none: metrics, and
-predictions.jsonl with one row for each example. The same command again goes on with a run that was interrupted.
+tokenizer, its card, and predictions.jsonl with one row for each example of the test split, or of the validation split
+where there is none. The same command resumes an interrupted run.
 
-Long documents: --train_sampling_strategy group_by_length puts documents of like length into one batch, which saves
-padding. It is off because batches are then less mixed: in short runs that can cost accuracy.
+Long documents: --train_sampling_strategy group_by_length puts documents of similar length into one batch, which is
+faster. It is off by default because less mixed batches can cost accuracy in short runs.
 
 LoRA: with --lora_r only small matrices beside the layers, and the head, are trained. They are merged into the weights
 that are saved, so that the result loads like any other checkpoint, without PEFT.
@@ -28,7 +28,7 @@ from .training.runs import leave_process_group
 
 
 def usage() -> str:
-    """What there is to fine-tune on."""
+    """The tasks."""
     lines = [f"  {name:<24}{(task.__doc__ or '').strip().split('. ')[0].rstrip('.')}" for name, task in TASKS.items()]
     return "\n".join(["usage: synkhorn finetune TASK ARGUMENTS", __doc__ or "", *lines, "", "TASK --help says more."])
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> Scores | None:
         print(usage())
         return None
     if name not in TASKS:
-        print(f"{usage()}\n\nsynkhorn finetune: {name!r} is no task", file=sys.stderr)
+        print(f"{usage()}\n\nsynkhorn finetune: {name!r} is not a task", file=sys.stderr)
         sys.exit(2)
     description = f"{inspect.getdoc(TASKS[name])}\n{__doc__}"
     asked = parse(dataclasses_of(name), rest, description, task=name, **DEFAULTS)

@@ -1,5 +1,5 @@
 """
-Continue prompts with a causal language model, every option of `generate()` at hand.
+Continue prompts with a causal language model, with all options of `generate()`.
 
     synkhorn generate my-model --prompt "Once upon a time" --max_new_tokens 100 --do_sample --temperature 0.8
     synkhorn generate my-model --prompt_file prompts.txt --output_file continuations.jsonl --num_beams 4

@@ -1,11 +1,11 @@
 """
-Pre-train a masked or causal language model, from scratch or from a checkpoint, on any texts.
+Train a masked or causal language model on texts without labels, from a checkpoint or from scratch.
 
     synkhorn pretrain --dataset reviews --family sinkhorn --objective mlm --output_dir runs/mlm
     synkhorn pretrain --dataset reviews --model_name_or_path runs/mlm --objective clm --output_dir runs/clm
     synkhorn pretrain --train_files corpus.jsonl --tokenizer_name bytes --max_length 2048 --config sizes.yaml
 
-A run that was interrupted goes on from its last checkpoint when the same command is repeated.
+An interrupted run resumes from its last checkpoint when the same command is repeated.
 """
 
 import sys

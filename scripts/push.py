@@ -4,8 +4,8 @@ Publish a checkpoint and its card: on the Hub, or as a folder.
     synkhorn push my-model --to owner/my-model --private --commit_message "Two epochs"
     synkhorn push my-model --to ./to-publish
 
-What is published is the folder's own files, without what only a Trainer reads: weights, configuration, the model's
-source files, tokenizer, card and pictures, in one commit. A folder that lacks weights, source files or a card with
+It publishes weights, configuration, the model's source files, tokenizer, card and pictures, in one commit, without the
+files that only a Trainer reads. A folder that lacks weights, source files or a card with
 metadata is refused. Anybody loads the result with `trust_remote_code=True`, without synkhorn.
 """
 
@@ -21,7 +21,7 @@ from .common.checkpoints import check_new_folder, published_files, whole_folder
 
 @dataclass
 class PushArguments:
-    """What is published where."""
+    """The checkpoint and its destination."""
 
     _argument_group_name = "publishing"
 

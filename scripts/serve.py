@@ -1,6 +1,5 @@
 """
-Serve causal language models over HTTP by Transformers' own server, which by itself only knows the models that come with
-it.
+Serve causal language models over HTTP, by Transformers' own server.
 
     pip install 'synkhorn[serve]'
     synkhorn serve my-model --port 8000

@@ -1,6 +1,6 @@
 """
-Pictures of what a checkpoint attends to in a text: a Sinkhorn model's sort matrices and the words of the blocks that
-each block fetches, or a Synthesizer's synthesised attention beside dot-product attention, by layer and head.
+Draw what a checkpoint attends to in a text, by layer and head. A Sinkhorn model: its sort matrices, and the words of
+the blocks that each block fetches. A Synthesizer: its attention beside dot-product attention.
 
     python -m synkhorn.scripts.visualize runs/quickstart-synthesizer --text "A dull film, and far too long."
     python -m synkhorn.scripts.visualize my-sinkhorn-model --file review.txt --output sort.png --html sort.html

@@ -30,12 +30,12 @@ from .tokenization.tokenization_synkhorn import token_fields
 # how positions past the source's are made, and what that is called
 POSITIONS = {"tile": "tiled", "interpolate": "interpolated"}
 POSITIONS_MODULE = "embeddings.position_embeddings"
-# what follows from the source, but may be set all the same
+# fields that follow from the source, but may be set
 FREE_FIELDS = {"hidden_dropout", "classifier_dropout", "classifier_pooling", "initializer_range"}
 # the weight of the dot product in a mixture, at the start
 DOT_PRODUCT_WEIGHT = 0.99
 
-# name of ours -> what it is from, and the tensor
+# our name -> (source name, tensor)
 Weights = dict[str, tuple[str, torch.Tensor]]
 
 
@@ -49,7 +49,7 @@ class Conversion:
         tokenizer: the source's, which cuts at the new length; `None` where the source was a model in memory.
         source: the source's class.
         copied: names of the model's tensors, and of the source's that they hold.
-        new: names of the model's tensors that the source has not, and how they start.
+        new: names of the model's tensors that the source does not have, and how they are initialised.
         left_behind: names of the source's tensors that the model has no place for.
     """
 
@@ -61,7 +61,7 @@ class Conversion:
     left_behind: list[str]
 
     def table(self) -> str:
-        """What was copied, newly initialised and left behind, with one line for what every layer has."""
+        """The tensors that were copied, newly initialised or dropped; those of all layers share a line."""
         sizes = {name: tensor.numel() for name, tensor in named_tensors(self.model)}
         left_behind = dict.fromkeys(self.left_behind, "")
         rows = [(f"{self.source} -> {type(self.model).__name__}", "")]
@@ -142,7 +142,7 @@ def convert(
 
 
 class Source(NamedTuple):
-    """A source as it is read: the model, its head, what has a name in ours, and what has none."""
+    """A loaded source: the model, its head, its tensors with a counterpart in our models, and those without one."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
@@ -218,12 +218,14 @@ def find_architecture(config: PreTrainedConfig, class_name: str | None) -> tuple
 
 
 def check_fields(own_fields: Mapping[str, Any], to: str, architecture: SourceArchitecture, head: SourceHead) -> None:
-    """Raise a `ValueError` for fields that the family has not, or that the source decides."""
+    """Raise a `ValueError` for fields that the family does not have, or that the source decides."""
     known = {entry.name for entry in fields(CONFIG_MAPPING[to])}  # type: ignore[arg-type]
     decided = {"max_position_embeddings", *COMMON_FIELDS, *architecture.fields, *architecture.built_in, *head.fields}
     for name, value in own_fields.items():
         if name not in known:
-            raise ValueError(f"{name}={value!r} is no field of {CONFIG_MAPPING[to].__name__}: it has {sorted(known)}")
+            raise ValueError(
+                f"{name}={value!r} is not a field of {CONFIG_MAPPING[to].__name__}: it has {sorted(known)}"
+            )
         if name in decided - FREE_FIELDS:
             right = "give max_length" if name == "max_position_embeddings" else "leave it out"
             raise ValueError(f"{name}={value!r} cannot be set, because the source decides it: {right}")
@@ -237,7 +239,7 @@ def load_tokenizer(source: str | os.PathLike, config: PreTrainedConfig, **option
         ValueError: if there is none, or it has more tokens than the model.
     """
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    # where there are no files Transformers makes a tokenizer that knows nothing
+    # without files Transformers makes an empty tokenizer
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ValueError(f"source={str(source)!r} has no tokenizer: save it there too, by tokenizer.save_pretrained")
     if len(tokenizer) > config.vocab_size:
@@ -315,7 +317,7 @@ def resized_table(table: torch.Tensor, length: int, positions: str) -> torch.Ten
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a model saves, tied weights once."""
+    """The tensors that a model saves, tied weights once."""
     yield from model.named_parameters()
     saved = model.state_dict()
     yield from ((name, tensor) for name, tensor in model.named_buffers() if name in saved)
@@ -335,7 +337,7 @@ def copy_weights(weights: Weights, model: PreTrainedModel) -> tuple[dict[str, st
     added = 1 + (getattr(model.config, "combine", "") == "sum") + getattr(model.config, "mix_dot_product", False)
     for name, (origin, tensor) in weights.items():
         if added > 1 and name.endswith("attention.output.weight"):
-            # what is added up is no larger than the source's
+            # so that the sum is no larger than the source's
             origin, tensor = f"{origin}, divided by {added}", tensor / added
         for shared, own in FAMILIES[model.config.model_type].own_modules.items():
             name = name.replace(f".{shared}.", f".{own}.")
@@ -355,7 +357,7 @@ def copy_weights(weights: Weights, model: PreTrainedModel) -> tuple[dict[str, st
 
 @torch.no_grad()
 def start_new_weights(model: PreTrainedModel, copied: Mapping[str, str]) -> dict[str, str]:
-    """Let what the source has not start such that what it knew is kept: the names of these tensors, and how."""
+    """Initialise the weights that have no source so that the model keeps the source's behaviour: name -> how."""
     config = model.config
     members = getattr(config, "synthesizers", [])
     zero_at_start = FAMILIES[config.model_type].zero_at_start(config)

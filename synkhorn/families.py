@@ -1,4 +1,4 @@
-"""The register of families: what the package, its commands and its tests know of each of them, once."""
+"""The register of families: everything that the package, its commands and its tests know of a family."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class Family:
 
     @property
     def title(self) -> str:
-        """What its classes begin with."""
+        """The beginning of its classes' names."""
         return self.config_class.__name__.removesuffix("Config")
 
     def model_class(self, suffix: str) -> Any:

@@ -17,8 +17,8 @@ class SourceHead:
     A head of an architecture.
 
     Attributes:
-        suffix: what follows a family's name in our class.
-        modules: their modules, and ours.
+        suffix: the end of our class's name, after the family's.
+        modules: their modules -> our modules.
         fields: fields of our configuration, and their values.
     """
 
@@ -33,12 +33,12 @@ class SourceArchitecture:
     An architecture whose checkpoints are taken.
 
     Attributes:
-        prefix: what its classes' names begin with.
+        prefix: the beginning of its classes' names.
         fields: fields of our configuration, and theirs that give the value.
         built_in: fields of our configuration that the architecture has no field for.
         required: fields of their configuration, and the only value that fits; `None` for any.
-        modules: modules of their base model, and ours.
-        heads: what follows the prefix in their classes' names, and the head.
+        modules: modules of their base model -> our modules.
+        heads: end of a class's name, after the prefix -> the head.
     """
 
     prefix: str

@@ -1,1 +1,1 @@
-"""What several commands share: arguments, checkpoints, precision."""
+"""Shared by several commands: arguments, checkpoints, precision."""

@@ -1,4 +1,4 @@
-"""The checkpoint that a command names, what of it is published, and folders that are written whole or not at all."""
+"""Checkpoints that commands name, their published files, and folders that are written completely or not at all."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 CARD_NAME = "README.md"
-# beside hidden files, what a Trainer leaves in its output folder for itself
+# beside hidden files, those that only a Trainer reads
 UNPUBLISHED = ("training_args.bin", "trainer_state.json", "run.json", "*.pt", "*.pth", "*.tmp", ".*")
 
 
@@ -28,14 +28,16 @@ class CheckpointArguments:
     checkpoint: str = field(metadata={"help": "A folder that `save_pretrained` wrote, or a name on the Hub."})
     revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a checkpoint on the Hub."})
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that a checkpoint brings along: only where you trust its author."}
+        default=False, metadata={"help": "Run the code in the checkpoint, if you trust its author."}
     )
 
     def __post_init__(self):
         folder = Path(self.checkpoint)
         if folder.is_dir():
             if not (folder / CONFIG_NAME).is_file():
-                raise ValueError(f"checkpoint={self.checkpoint!r} is a folder without {CONFIG_NAME}: no checkpoint")
+                raise ValueError(
+                    f"checkpoint={self.checkpoint!r} is a folder without {CONFIG_NAME}: it is not a checkpoint"
+                )
         elif folder.is_absolute() or len(folder.parts) != 2 or folder.parts[0] in (".", "..", "~"):
             # a name on the Hub is owner/name
             raise ValueError(
@@ -44,7 +46,7 @@ class CheckpointArguments:
 
     @property
     def hub_options(self) -> dict[str, str | bool]:
-        """What `from_pretrained` takes beside the name."""
+        """The options of `from_pretrained` beside the name."""
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
 
@@ -74,12 +76,12 @@ def published_files(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise ValueError(
-            f"checkpoint={str(folder)!r} is no folder: name one that `save_pretrained` or a training wrote"
+            f"checkpoint={str(folder)!r} is not a folder: name one that `save_pretrained` or a training wrote"
         )
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not any(map(path.match, UNPUBLISHED)))
     where = f"checkpoint={str(folder)!r} has no"
     if CONFIG_NAME not in names:
-        raise ValueError(f"{where} {CONFIG_NAME}: it is no checkpoint")
+        raise ValueError(f"{where} {CONFIG_NAME}: it is not a checkpoint")
     weights = {SAFE_WEIGHTS_NAME}
     if SAFE_WEIGHTS_INDEX_NAME in names:
         index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ Tensors = dict[str, torch.Tensor]
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 CAUSAL = "AutoModelForCausalLM"
 MULTIPLE_CHOICE = "AutoModelForMultipleChoice"
-# what is checked, and, between them, what is traced: neither 1 nor any other size that a trace takes for special
+# checked sizes, with the traced one between them: none is special to a trace, such as 1
 CHECKED_BATCHES, TRACED_BATCH = (1, 4), 3
 CHOICES = 2
 
@@ -41,7 +41,7 @@ def load_model(checkpoint: CheckpointArguments, auto_class: str | None) -> tuple
     The model to export, in float32, and its Auto class.
 
     Raises:
-        ValueError: if the checkpoint is a causal language model, or has not all weights of `auto_class`.
+        ValueError: if the checkpoint is a causal language model, or lacks weights of `auto_class`.
     """
     config = AutoConfig.from_pretrained(checkpoint.checkpoint, **checkpoint.hub_options)
     auto_classes = {name.split(".")[-1]: auto for auto, name in (getattr(config, "auto_map", None) or {}).items()}
@@ -99,7 +99,7 @@ def trace(model: nn.Module, config: PreTrainedConfig, auto_class: str) -> tuple[
     if auto_class == MULTIPLE_CHOICE:
         sizes.insert(1, Dim("choices", min=1))
     shapes = dict.fromkeys(inputs, dict(enumerate(sizes)))
-    # as torch.onnx.export does by itself: sizes of 1 are no special case
+    # as torch.onnx.export does by itself: sizes of 1 are not a special case
     oblivious = torch.fx.experimental._config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with torch.no_grad(), oblivious:
         program = torch.export.export(
@@ -129,7 +129,7 @@ def write_onnx(path: Path, program: ExportedProgram, inputs: Tensors, shapes: di
 
 
 def read_onnx(path: Path) -> Callable[[Tensors], Tensors]:
-    """What an ONNX file computes in onnxruntime."""
+    """The outputs of an ONNX file in onnxruntime."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
@@ -141,7 +141,7 @@ def read_onnx(path: Path) -> Callable[[Tensors], Tensors]:
 
 
 def read_program(path: Path) -> Callable[[Tensors], Tensors]:
-    """What a saved program computes."""
+    """The outputs of a saved program."""
     module = torch.export.load(path).module()
     return lambda inputs: module(**inputs)
 

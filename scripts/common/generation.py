@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,7 +16,7 @@ from transformers import (
 )
 
 from .checkpoints import CheckpointArguments, load_whole
-from .precision import DTYPE_HELP, DTYPES, device_type, weights_dtype
+from .precision import DTYPE_HELP, DTYPES, device_type, usable_device, weights_dtype
 
 # tokens to generate where neither an option nor the checkpoint says how many
 DEFAULT_NEW_TOKENS = 100
@@ -25,7 +24,7 @@ DEFAULT_NEW_TOKENS = 100
 
 @dataclass
 class PromptArguments:
-    """What is continued, and how it is run."""
+    """The prompts, and how they are run."""
 
     _argument_group_name = "prompts"
 
@@ -44,7 +43,7 @@ class PromptArguments:
     autocast: str | None = field(
         default=None,
         metadata={
-            "help": "Compute in this precision where it is safe, and keep the weights' own.",
+            "help": "Compute in this precision where it is safe, and keep the weights in their own.",
             "choices": DTYPES[1:],
         },
     )
@@ -81,7 +80,7 @@ def read_prompts(arguments: PromptArguments) -> list[str]:
         try:
             prompts.append(json.loads(line)["prompt"])
             if not isinstance(prompts[-1], str):
-                raise TypeError(f"{prompts[-1]!r} is no text")
+                raise TypeError(f"{prompts[-1]!r} is not a text")
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f'prompt_file={arguments.prompt_file!r}: prompt {number} is {line[:80]!r}, not {{"prompt": ...}}'
@@ -96,7 +95,7 @@ def load(
     The model, ready to generate, and its tokenizer.
 
     Raises:
-        ValueError: if the checkpoint is no causal language model.
+        ValueError: if the checkpoint is not a causal language model.
     """
     config = AutoConfig.from_pretrained(checkpoint.checkpoint, **checkpoint.hub_options)
     saved = (config.architectures or ["model without a head"])[0]
@@ -108,7 +107,7 @@ def load(
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.checkpoint, **checkpoint.hub_options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    device = torch.device(arguments.device or device_type())
+    device = usable_device(arguments.device or device_type())
     dtype = weights_dtype(arguments.dtype, config, device.type)
     model = load_whole(AutoModelForCausalLM, checkpoint.checkpoint, dtype=dtype, **checkpoint.hub_options)
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]

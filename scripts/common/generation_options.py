@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from transformers import GenerationConfig
 
-# what a command that writes text does not show, or what only models with an encoder beside the decoder read
+# options that a command that writes text does not show, or that only encoder-decoder models read
 UNUSED = {
     *GenerationConfig.extra_output_flags,
     "return_dict_in_generate", "decoder_start_token_id", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
@@ -69,7 +69,7 @@ def given_options(arguments: Any) -> dict[str, Any]:
     The options that were given, as `generate()` takes them.
 
     Raises:
-        ValueError: if one is no valid YAML, or Transformers does not admit it.
+        ValueError: if one is not valid YAML, or Transformers refuses it.
     """
     options = {
         entry.name: value for entry in fields(arguments) if (value := getattr(arguments, entry.name)) is not None
@@ -78,6 +78,6 @@ def given_options(arguments: Any) -> dict[str, Any]:
         try:
             options[name] = yaml.safe_load(options[name])
         except yaml.YAMLError as error:
-            raise ValueError(f"{name}={options[name]!r} is no valid YAML: {error}") from error
+            raise ValueError(f"{name}={options[name]!r} is not valid YAML: {error}") from error
     GenerationConfig(**options).validate()
     return options

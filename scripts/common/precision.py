@@ -1,25 +1,20 @@
 """The precision that a command computes in, by what the machine has."""
 
 import os
-from argparse import ArgumentTypeError
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.hf_argparser import string_to_bool
 from transformers.utils import is_torch_bf16_gpu_available
 
-AUTO = "auto"
+from synkhorn_console.parser import AUTO, read_bf16  # noqa: F401
+
 DTYPES = ("float32", "bfloat16", "float16")
 # instructions for products in 16 bits, x86's before ARM's; without them a product is emulated, tens of times slower
 INSTRUCTIONS = {
     torch.bfloat16: ("amx_bf16", "avx512_bf16", "bf16"),
     torch.float16: ("amx_fp16", "avx512_fp16"),
 }
-BF16_HELP = (
-    "Train in bfloat16, by autocast: true, false, or `auto`, where the machine has units for it: a GPU's, or a CPU's "
-    "AMX, AVX-512 BF16 or ARM BF16."
-)
 DTYPE_HELP = (
     "Precision of the weights. If not given, the checkpoint's own, or float32 where that is slow on this machine."
 )
@@ -30,6 +25,22 @@ def device_type(use_cpu: bool | None = None) -> str:
     if use_cpu or not torch.accelerator.is_available():
         return "cpu"
     return torch.accelerator.current_accelerator().type
+
+
+def usable_device(name: str) -> torch.device:
+    """
+    A device by its name.
+
+    Raises:
+        ValueError: if this machine does not have it.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first, *_ = str(error).splitlines()
+        raise ValueError(f"--device {name} cannot be used here ({first}): leave it out, or give cpu") from error
+    return device
 
 
 def units_for(dtype: torch.dtype, device: str) -> tuple[bool, str]:
@@ -47,16 +58,6 @@ def units_for(dtype: torch.dtype, device: str) -> tuple[bool, str]:
         has_units = dtype == torch.float16 or is_torch_bf16_gpu_available()
     name = "CPU" if device == "cpu" else f"{device} device"
     return has_units, f"this {name} has {'' if has_units else 'no '}{str(dtype).removeprefix('torch.')} units"
-
-
-def read_bf16(value: str) -> bool | str:
-    """`--bf16` as it is written: true, false or auto."""
-    if value == AUTO:
-        return AUTO
-    try:
-        return string_to_bool(value)
-    except ArgumentTypeError as error:
-        raise ArgumentTypeError(f"{value!r} is not true, false or {AUTO}") from error
 
 
 def choose_bf16(asked: bool | str, device: str, is_fp16: bool = False) -> bool:
@@ -93,7 +94,7 @@ def weights_dtype(
         asked: a name that overrides it.
         config: the checkpoint's.
         device: where it runs.
-        remedy: what the printed line ends with.
+        remedy: the end of the printed line.
     """
     if asked is not None:
         return getattr(torch, asked)

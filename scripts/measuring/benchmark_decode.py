@@ -18,7 +18,6 @@ import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from pathlib import Path
 
-import matplotlib
 import torch
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
@@ -27,10 +26,8 @@ from ...configuration.configuration_synthesizer import SYNTHESIZERS
 from ...families import FAMILIES
 from ...modeling.rows import Rows
 from .benchmark_models import entry_of
+from .plots import multiples, save
 from .report import about_line, machine, write_report
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
 
 PEERS = ["gpt2", "llama"]
 SYNTHETIC = [name for name in SYNTHESIZERS if name != "dot_product"]
@@ -84,7 +81,7 @@ def build(name: str, positions: int, arguments: Namespace) -> PreTrainedModel:
 
 
 def matrix_bytes(name: str, positions: int, arguments: Namespace) -> int:
-    """What the full random matrices of a model take."""
+    """The memory of a model's full random matrices."""
     matrices = sum(member in ("random", "fixed_random") for member in name.split("+"))
     return 4 * matrices * arguments.num_hidden_layers * arguments.num_attention_heads * positions**2
 
@@ -111,7 +108,7 @@ def filled_cache(model: PreTrainedModel, length: int, batch_size: int) -> Dynami
 
 
 def cache_megabytes(cache: DynamicCache) -> float:
-    """What the tensors of a cache take, room for later tokens included."""
+    """The memory of a cache's tensors, with their room for later tokens."""
     found = {}
     for layer in cache.layers:
         for value in vars(layer).values():
@@ -186,22 +183,27 @@ def table(results: list[dict], arguments: Namespace, about: dict[str, str]) -> s
 
 def plot(results: list[dict], arguments: Namespace, path: Path) -> None:
     """Tokens per second against the length, one panel for each batch."""
-    figure, panels = plt.subplots(
-        1, len(arguments.batch_sizes), figsize=(6 * len(arguments.batch_sizes), 4.5), squeeze=False
+    found = {(row["model"], row["length"], row["batch"]): row.get("tokens/s") for row in results}
+    ours = [model for model in arguments.models if model not in PEERS]
+    longest, batch = max(arguments.lengths), arguments.batch_sizes[-1]
+    times = {
+        model: found[model, longest, batch] / found["gpt2", longest, batch]
+        for model in ours
+        if found.get((model, longest, batch)) and found.get(("gpt2", longest, batch))
+    }
+    best = max(times, key=times.get) if times else ""  # type: ignore[arg-type]
+    rows = {
+        f"tokens per second, batch {batch_size}": {
+            model: curve
+            for model in arguments.models
+            if (curve := {n: speed for n in arguments.lengths if (speed := found.get((model, n, batch_size)))})
+        }
+        for batch_size in arguments.batch_sizes
+    }
+    answer = (
+        f"After {longest:,} tokens, batch {batch}: {best} has {times[best]:.1f} times gpt2's speed." if best else ""
     )
-    for panel, batch_size in zip(panels[0], arguments.batch_sizes, strict=True):
-        for model in arguments.models:
-            rows = [r for r in results if (r["model"], r["batch"]) == (model, batch_size) and "tokens/s" in r]
-            style = "--" if model in PEERS else "-"
-            panel.loglog([r["length"] for r in rows], [r["tokens/s"] for r in rows], style, marker="o", label=model)
-        panel.set(title=f"batch {batch_size}", xlabel="tokens in the cache", ylabel="tokens per second")
-        panel.set_xticks(arguments.lengths, [str(length) for length in arguments.lengths])
-        panel.minorticks_off()
-        panel.grid(alpha=0.3)
-    panels[0][-1].legend(fontsize="small", bbox_to_anchor=(1.02, 1), loc="upper left")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(multiples("How fast is generation after a long text?", answer, rows, ours, "tokens in the cache"), path)
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ class BenchmarkArguments(SizeArguments):
         self.models = MODELS if self.models == ["all"] else list(dict.fromkeys(self.models))
         check_models(self.models)
         self.lengths = sorted(set(self.lengths))
-        # what is too large forward is not tried with backward
+        # a size that is too large forward is not tried with backward
         self.phases = in_order(self.phases)
         for dtype in self.dtype:
             if dtype not in ("float32", "bfloat16", "float16"):
@@ -156,7 +156,7 @@ def measure(length: int, entrants: list[Entrant], arguments: BenchmarkArguments,
 
 
 def header(arguments: BenchmarkArguments, about: dict[str, str], allocator: dict[str, str]) -> list[str]:
-    """What the tables show, and how it was measured."""
+    """The text above the tables: the measurement and its settings."""
     set_ = ", ".join(f"{name}={value}" for name, value in allocator.items()) or "none set"
     return [
         "# Time and memory against the length",

@@ -1,5 +1,5 @@
 """
-What the benchmark measures: our variants, the floor that no attention can be faster than, and the peers.
+The models of the benchmark: our variants, the floor that no attention can be faster than, and the peers.
 
 All have one width, depth, vocabulary and number of heads, random weights and no dropout. A feed-forward layer that is
 gated has two thirds of the others' width, so that it has as many weights.
@@ -34,7 +34,7 @@ OTHER_PACKAGE = "sinkhorn_transformer"
 
 @dataclass(frozen=True)
 class Sizes:
-    """What all models have in common; `length` is the longest that they take."""
+    """The fields that all models share; `length` is the longest that they take."""
 
     length: int
     hidden_size: int
@@ -99,7 +99,7 @@ class IdentityAttention(nn.Module):
 
 
 class FloorModel(BackboneModel):
-    """The trunk of both families without attention: what projections and feed-forward layers cost alone."""
+    """The trunk of both families without attention: the cost of projections and feed-forward layers."""
 
     config_class = SynthesizerConfig
     attention_class = IdentityAttention  # type: ignore[assignment]
@@ -280,7 +280,7 @@ def weights(model: nn.Module) -> int:
 
 
 def check_models(names: Iterable[str]) -> None:
-    """Raise a `ValueError` for a name that is no model, and no members of a Synthesizer joined by +."""
+    """Raise a `ValueError` for a name that is neither a model nor members of a Synthesizer joined by +."""
     for name in names:
         variant = name.removesuffix(CAUSAL)
         if name not in MODELS and variant not in ENTRIES and not set(variant.split("+")) <= set(SYNTHESIZERS):

@@ -1,5 +1,5 @@
 """
-What a step spends its time on: the operators of PyTorch, each model beside the others.
+Where a step spends its time: the operators of PyTorch, each model beside the others.
 
 The models are profiled one after the other in this process, some steps each. An operator's milliseconds are its own,
 without those of the operators that it calls; what is below a hundredth of every model's step is added up.
@@ -20,7 +20,7 @@ from .benchmark_models import BERT, FLOOR, SizeArguments, check_models
 from .benchmark_worker import PHASES, Settings, Steps, in_order
 from .report import about_line, machine, write_report
 
-# what takes less of each step is not a row of its own
+# operators below this share of each step have no row of their own
 LEAST_SHARE = 0.01
 OTHERS = "others"
 

@@ -1,19 +1,11 @@
-"""The benchmark's figures as Markdown tables and plots: ratios taken round by round, growth a doubling, slopes."""
+"""The benchmark's figures as Markdown tables and plots: ratios taken round by round, and growth at a doubling."""
 
 import statistics
-from collections.abc import Iterable
-from itertools import cycle
 from pathlib import Path
-
-import matplotlib
-import numpy as np
 
 from ...families import FAMILIES
 from .benchmark_models import BERT, FLOOR, GPT2, family, is_causal
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter  # noqa: E402
+from .plots import multiples, save
 
 # one row of figures: a model at a length, in a dtype and a phase
 Row = dict
@@ -126,40 +118,6 @@ def growth_table(rows: list[Row]) -> list[str]:
     return lines
 
 
-def slope(lengths: list[int], figures: list[float]) -> str:
-    """How a figure grows with the length over the last three lengths: the exponent, as a legend has it."""
-    if len(lengths) < 2:
-        return ""
-    exponent = np.polyfit(np.log(lengths[-3:]), np.log(figures[-3:]), 1)[0]
-    return f", slope {exponent:.2f}"
-
-
-MAPS = ((plt.cm.winter, 0.9), (plt.cm.autumn, 0.75), (plt.cm.summer, 0.75))
-
-
-def styles(models: Iterable[str]) -> dict[str, dict]:
-    """Colour, line and marker of each model: ours in the family's colours, peers grey and dashed, the floor black."""
-    models = list(models)
-    markers = "osD^v<>Pp*hX"
-    # a family's colours, up to none so light that it is lost on white
-    maps = dict(zip(FAMILIES, cycle(MAPS), strict=False))
-    drawn = {}
-    for kind in dict.fromkeys(map(family, models)):
-        members = [model for model in models if family(model) == kind]
-        for number, model in enumerate(members):
-            share = number / max(len(members) - 1, 1)
-            if kind == FLOOR:
-                drawn[model] = {"color": "black", "linewidth": 2.5}
-            elif kind == "peer":
-                drawn[model] = {"color": plt.cm.Greys(0.45 + 0.4 * share), "linestyle": "--", "markersize": 5}
-                drawn[model] |= {"marker": markers[number % len(markers)]}
-                drawn[model] |= {"linewidth": 2.0 if model in (BERT, GPT2) else 1.0}
-            else:
-                colours, lightest = maps[kind]
-                drawn[model] = {"color": colours(lightest * share), "marker": markers[number % len(markers)]}
-    return drawn
-
-
 def belongs(model: str, group: str) -> bool:
     """Whether a model is in the picture of a family, or of the causal models."""
     if group == "causal":
@@ -168,42 +126,44 @@ def belongs(model: str, group: str) -> bool:
 
 
 def plots(rows: list[Row], output: Path) -> None:
-    """Time and memory against the length, in both phases: a picture for each family, for causal models, and dtype."""
+    """Time and memory against the length: a picture for each family, for causal models, and dtype."""
     measured = [row for row in rows if "seconds" in row]
     for dtype in dict.fromkeys(row["dtype"] for row in measured):
         for name in (*FAMILIES, "causal"):
             own = [row for row in measured if row["dtype"] == dtype and belongs(row["model"], name)]
-            models = list(dict.fromkeys(row["model"] for row in own))
-            if any(family(model) not in (FLOOR, "peer") for model in models):
-                draw(own, models, f"{name}, {dtype}", output.with_name(f"{output.name}-{name}-{dtype}.png"))
+            ours = [model for model in dict.fromkeys(row["model"] for row in own) if family(model) in FAMILIES]
+            if ours:
+                draw(own, ours, f"{name}, {dtype}", output.with_name(f"{output.name}-{name}-{dtype}.png"))
 
 
-def draw(rows: list[Row], models: list[str], title: str, path: Path) -> None:
-    """One picture: a row of panels for each phase, time to the left and memory to the right."""
+def draw(rows: list[Row], ours: list[str], title: str, path: Path) -> None:
+    """One picture: the time of each phase, and the memory of the last, of each of our models."""
     phases = list(dict.fromkeys(row["phase"] for row in rows))
-    figure, panels = plt.subplots(len(phases), 2, figsize=(17, 5.5 * len(phases)), squeeze=False)
-    drawn = styles(models)
-    for phase, pair in zip(phases, panels, strict=True):
-        for panel, figure_of, unit in zip(pair, ("ms", "MB"), ("milliseconds", "peak megabytes"), strict=True):
-            curves: dict[str, dict[int, float]] = {}
-            for row in sorted(rows, key=lambda row: row["length"]):
-                # what takes no more than the model itself has no place on a logarithmic axis
-                if row["phase"] == phase and row[figure_of] > 0:
-                    curves.setdefault(row["model"], {})[row["length"]] = row[figure_of]
-            # the legend in the order of the curves' right ends
-            for model, curve in sorted(curves.items(), key=lambda item: (-max(item[1]), -item[1][max(item[1])])):
-                lengths, figures = list(curve), list(curve.values())
-                style = {"markersize": 4} | drawn[model]
-                panel.loglog(lengths, figures, label=model + slope(lengths, figures), **style)
-            panel.set(title=f"{phase}: {title}", xlabel="tokens", ylabel=unit)
-            ticks = sorted({row["length"] for row in rows})
-            panel.set_xticks(ticks, [f"{length:,}" for length in ticks])
-            panel.xaxis.set_minor_locator(NullLocator())
-            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-            panel.yaxis.set_minor_locator(NullLocator())
-            panel.grid(alpha=0.3)
-            panel.legend(fontsize="x-small", bbox_to_anchor=(1.01, 1), loc="upper left")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    kinds = [(phase, "ms", f"{phase}: ms") for phase in phases] + [(phases[-1], "MB", f"{phases[-1]}: peak MB")]
+    drawn: dict[str, dict[str, dict[float, float]]] = {}
+    for phase, unit, name in kinds:
+        points = drawn.setdefault(name, {})
+        for row in sorted(rows, key=lambda row: row["length"]):
+            # a model that needs no memory beyond its weights has no place on a logarithmic axis
+            if row["phase"] == phase and row[unit] > 0:
+                points.setdefault(row["model"], {})[row["length"]] = row[unit]
+    drawn_ours = [model for model in ours if all(model in points for points in drawn.values())]
+    found = finding(rows, ours, phases[-1], max(row["length"] for row in rows))
+    question = f"How do time and memory grow with the length? ({title})"
+    save(multiples(question, found, drawn, drawn_ours, "tokens", named=[FLOOR]), path)
+
+
+def finding(rows: list[Row], ours: list[str], phase: str, longest: int) -> str:
+    """The speed of our fastest and slowest models at the greatest length, in times the peer's, or else the floor's."""
+    measured = [row for row in rows if row["model"] in ours and (row["phase"], row["length"]) == (phase, longest)]
+    other, name = peer_of(ours[0]), "times peer"
+    if not any(name in row for row in measured):
+        other, name = FLOOR, "times floor"
+    times = {row["model"]: 1 / row[name] for row in measured if name in row}
+    if not times:
+        return ""
+    fastest, slowest = max(times, key=times.get), min(times, key=times.get)  # type: ignore[arg-type]
+    return (
+        f"At {longest:,} tokens, {phase}: {times[fastest]:.2g} times the speed of {other} with {fastest}, "
+        f"{times[slowest]:.2g} with {slowest}."
+    )

@@ -32,7 +32,7 @@ from .benchmark_report import cell, peer_of, ratio
 from .benchmark_worker import Failed, Settings, Worker
 from .report import about_line, machine, write_report
 
-# what blocks, windows and chunks of all models divide
+# a multiple of the blocks, windows and chunks of all models
 PAD_TO = 64
 PHASES = ("training", "evaluation")
 
@@ -82,7 +82,7 @@ def draw_batches(arguments: ThroughputArguments) -> list[dict[str, torch.Tensor]
         order = list(LengthGroupedSampler(arguments.batch_size, lengths=[len(row) for row in ids]))
     batches = [order[start : start + arguments.batch_size] for start in range(0, len(order), arguments.batch_size)]
     pad = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=PAD_TO)
-    # by length, the first is the longest; the order begins anew with long ones, so that no stride is fair
+    # by length, the first is the longest; the order starts again with long ones, so that no stride is fair
     warm_up, *others = batches
     chosen = [warm_up, *random.sample(others, min(arguments.batches, len(others)))]
     return [dict(pad([{"input_ids": ids[index], "label": labels[index]} for index in batch])) for batch in chosen]

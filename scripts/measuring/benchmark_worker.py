@@ -46,7 +46,7 @@ class Worker:
 
     Args:
         job: a class, or a function that returns an object, made with `args` in the new process.
-        memory_gigabytes: what the process may take, less where the machine has less; `None` for no limit.
+        memory_gigabytes: limit of the process, lower where the machine has less; `None` for no limit.
     """
 
     def __init__(self, job: Callable, *args: Any, memory_gigabytes: float | None):
@@ -58,7 +58,7 @@ class Worker:
 
     def ask(self, method: str, *args: Any, timeout: float | None = None) -> Any:
         """
-        What a method of the object returns, which is made when it is first asked.
+        The result of a method of the object, which is created at the first call.
 
         Raises:
             Failed: if it raises, runs out of memory or does not answer within `timeout` seconds; the process is ended.
@@ -116,7 +116,7 @@ def serve(connection: Any, limit: int | None, job: Callable, args: tuple) -> Non
 
 
 def reason(error: Exception, limit: int | None) -> tuple[str, bool]:
-    """What a table says of an error, and whether it is one of size."""
+    """A table's words for an error, and whether it is one of size."""
     text = str(error).strip()
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
         return "out of memory" if limit is None else f"out of memory ({limit / 2**30:.1f} GB)", True
@@ -125,7 +125,7 @@ def reason(error: Exception, limit: int | None) -> tuple[str, bool]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What every cell of a run has in common."""
+    """The settings that all cells of a run share."""
 
     batch_size: int = 1
     device: str = "cpu"
@@ -185,7 +185,7 @@ class Steps:
         return time.perf_counter() - began
 
     def megabytes(self, field: str = "VmRSS") -> float:
-        """What is held, or with `VmHWM` what was held at most."""
+        """The memory that is held, or with `VmHWM` the most that was held."""
         if self.device.type == "cuda":
             read = torch.cuda.memory_allocated if field == "VmRSS" else torch.cuda.max_memory_allocated
             return read() / 2**20

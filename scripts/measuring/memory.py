@@ -14,7 +14,7 @@ def kilobytes(file: str, field: str) -> int:
 
 
 def resident_megabytes(field: str) -> float:
-    """`VmRSS`, what the process holds now, or `VmHWM`, the most it held since `forget_peak`."""
+    """`VmRSS`, the memory that the process holds now, or `VmHWM`, the most since `forget_peak`."""
     return kilobytes("/proc/self/status", field) / 1024
 
 
@@ -24,7 +24,7 @@ def forget_peak() -> None:
 
 
 def available_bytes() -> int:
-    """What the machine can still give."""
+    """The memory that the machine has left."""
     return 1024 * kilobytes("/proc/meminfo", "MemAvailable")
 
 
@@ -34,7 +34,7 @@ def give_back() -> None:
 
 
 def writable_bytes() -> int:
-    """What this process has asked for, used or not."""
+    """The memory that this process has asked for, used or not."""
     return 1024 * kilobytes("/proc/self/status", "VmData")
 
 

@@ -99,7 +99,7 @@ def span_scores(predictions: Sequence[str], references: Sequence[Sequence[str]])
         predictions: answers; the empty text for no answer.
         references: the right answers of each question; none where it has no answer (SQuAD 2.0).
     """
-    # a right answer that is nothing but an article or punctuation counts only where there is no other, as in SQuAD 2.0
+    # a right answer of articles or punctuation only counts only where there is no other, as in SQuAD 2.0
     right = [[answer for answer in answers if normalize_answer(answer)] or [""] for answers in references]
     pairs = list(zip(predictions, right, strict=True))
     exact = [
@@ -129,7 +129,7 @@ def confidence_intervals(
     measure: Callable[[list[Any]], Mapping[str, float]], rows: Sequence[Any], resamples: int, level: float, seed: int
 ) -> dict[str, tuple[float, float]]:
     """
-    Percentile bootstrap: what `measure` gives for rows drawn anew with replacement, `resamples` times.
+    Percentile bootstrap: `measure` of rows drawn with replacement, `resamples` times.
 
     Args:
         measure: metrics of a list of rows.

@@ -76,7 +76,7 @@ class Row(NamedTuple):
 
 class Picture(NamedTuple):
     """
-    What is drawn: the rows of all layers, the labels of the n rows and columns and what these are, a caption, and the
+    A picture: the rows of all layers, the labels of the n rows and columns and what these are, a caption, and the
     exponent of the colour scale: 1 is linear, 0.5 tells small weights apart. `texts`: the whole text of each row, for
     pictures that are described in words too.
     """

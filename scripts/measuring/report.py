@@ -1,4 +1,4 @@
-"""What the measuring scripts share: the machine's description, and a Markdown report with its figures in JSON."""
+"""The machine's description, and a Markdown report with its figures in JSON."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from synkhorn.hub_export import write_whole
 
 
 def machine() -> dict[str, str]:
-    """What the figures were taken on."""
+    """The machine that the figures were taken on."""
     # Linux only
     listed = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.+)$", listed.read_text(), re.MULTILINE) if listed.exists() else []
@@ -36,7 +36,7 @@ def commit() -> dict[str, str]:
 
 
 def ran(command: list[str]) -> str:
-    """What a command prints."""
+    """The output of a command."""
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 

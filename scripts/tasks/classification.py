@@ -1,4 +1,4 @@
-"""Classes of a document, or of a pair of texts: one, or any number; or a number that it has."""
+"""Classifies documents or pairs of texts: one class, any number of classes, or a number (regression)."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -29,22 +29,21 @@ class ClassificationArguments:
     )
     label_column: str = field(
         default="label",
-        metadata={"help": "Column of the class, a name or a whole number; of a list of classes; or of a number."},
+        metadata={"help": "Column of the class (a name or an integer), of a list of classes, or of a float."},
     )
     problem_type: str | None = field(
         default=None,
         metadata={
-            "help": "One class for each text, any number of them, or a number to tell. If not given, a checkpoint that "
-            "is evaluated says it, or the column: lists are classes, numbers with a point are told, the rest is one.",
+            "help": "One class for each text, any number of classes, or a number to predict. If not given, it follows "
+            "from a checkpoint that is evaluated, or from the label column: lists are several classes, floats are "
+            "regression, anything else is one class.",
             "choices": [ONE_CLASS, CLASSES, NUMBER],
         },
     )
 
 
 class Classification(FinetuneTask):
-    """
-    Classes of a document, or of a pair of texts: one, or any number of them; or a number that it has, such as a grade.
-    """
+    """Classify documents or pairs of texts: one class, any number of classes, or a number such as a grade."""
 
     arguments_class = ClassificationArguments
     auto_class = AutoModelForSequenceClassification
@@ -91,10 +90,10 @@ class Classification(FinetuneTask):
 
     def targets(self, values: Sequence) -> list:
         """
-        What the model is to say: ids of classes, 1.0 or 0.0 for each class, or numbers.
+        The labels that the model learns: ids of classes, 1.0 or 0.0 for each class, or numbers.
 
         Raises:
-            ValueError: for a value that is no class, or no number, or a class that is listed twice.
+            ValueError: for a value that is not a class or not a number, or a class that is listed twice.
         """
         column = self.arguments.label_column
         if self.problem == ONE_CLASS:
@@ -124,6 +123,22 @@ class Classification(FinetuneTask):
             "label": [name for name, _, target in named if target],
         }
 
+    def classes(self, inputs: Dataset) -> list[str]:
+        return [self.labels[label] for label in inputs["labels"]] if self.problem == ONE_CLASS else []
+
+    def baseline(self, train: Dataset, inputs: Dataset) -> Scores:
+        """The metrics of the most frequent class; of all classes that most texts have; or of the mean."""
+        known, right = np.array(train["labels"]), inputs["labels"]
+        if self.problem == ONE_CLASS:
+            guess, named = self.labels[np.bincount(known).argmax()], self.classes(inputs)
+        elif self.problem == NUMBER:
+            guess, named = float(known.mean()), right
+        else:
+            names = np.array(self.labels)
+            guess = names[known.mean(0) > 0.5].tolist()
+            named = [names[np.array(row) > 0].tolist() for row in right]
+        return self.measure([{"prediction": guess, "label": label} for label in named])
+
     def measure(self, rows: Sequence[Row]) -> Scores:
         predictions, references = [row["prediction"] for row in rows], [row["label"] for row in rows]
         if isinstance(references[0], list):
@@ -134,19 +149,19 @@ class Classification(FinetuneTask):
 
 
 def number_row(logits: np.ndarray, target: float) -> Row:
-    """What is said and what is right, where a number is told."""
+    """The predicted and the right number."""
     return {"prediction": float(logits[0]), "label": target}
 
 
 def number(column: str, value: Any) -> float:
     """
-    A number to tell.
+    The number in a row's label column.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not a finite number.
     """
     if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"the label {value!r} in column {column!r} is no number: remove the rows without one")
+        raise ValueError(f"the label {value!r} in column {column!r} is not a number: remove the rows without one")
     return float(value)
 
 
@@ -155,7 +170,7 @@ def problem_of(arguments: ClassificationArguments, examples: Dataset) -> str:
     The `problem_type` of the arguments, or else of the kind of their label column.
 
     Raises:
-        ValueError: if lists are not to be classes, or are to be made of what is none.
+        ValueError: if the problem does not fit the column.
     """
     feature = examples.features[arguments.label_column]
     is_list, is_float = isinstance(feature, List), getattr(feature, "dtype", "").startswith("float")

@@ -1,4 +1,4 @@
-"""What a checkpoint does on a task: metrics with confidence intervals, throughput and memory."""
+"""Measures a checkpoint on a task: metrics with confidence intervals, throughput and memory."""
 
 import tempfile
 import time
@@ -32,10 +32,10 @@ class EvaluateArguments:
     model_name_or_path: str = field(metadata={"help": "The checkpoint: a folder, or a name on the Hub."})
     revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a checkpoint on the Hub."})
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that a checkpoint brings along: only where you trust its author."}
+        default=False, metadata={"help": "Run the code in the checkpoint, if you trust its author."}
     )
     attn_implementation: str = field(
-        default="sdpa", metadata={"help": "`sdpa`, the fast form, or `eager`, the paper literally."}
+        default="sdpa", metadata={"help": "`sdpa`, the fast form, or `eager`, which follows the formulas step by step."}
     )
     dtype: str | None = field(default=None, metadata={"help": DTYPE_HELP, "choices": DTYPES})
     split: str = field(
@@ -216,7 +216,7 @@ def as_markdown(arguments: EvaluateArguments, measured: dict[str, Any], about: d
 
 def harness(arguments: EvaluateArguments) -> dict[str, Any]:
     """
-    What EleutherAI's harness measures of a causal model: task -> metric -> value.
+    The measurements of EleutherAI's harness on a causal model: task -> metric -> value.
 
     Raises:
         ModuleNotFoundError: if the harness is not installed.

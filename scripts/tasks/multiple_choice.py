@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoice
 
@@ -129,6 +130,10 @@ class MultipleChoice(FinetuneTask):
                 {"prediction": prediction, "text": texts[prediction], "probability": probability, "label": label}
             )
         return rows
+
+    def baseline(self, train: Dataset, inputs: Dataset) -> Scores:
+        guess = np.bincount(train["labels"]).argmax()
+        return self.measure([{"prediction": guess, "label": label} for label in inputs["labels"]])
 
     def measure(self, rows: Sequence[Row]) -> Scores:
         scores = classification_scores([row["prediction"] for row in rows], [row["label"] for row in rows])

@@ -1,4 +1,4 @@
-"""What a fine-tuning task is, and the labels that several of them share."""
+"""The base classes of the tasks, and helpers for labels."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,13 +27,13 @@ class Task(ABC):
     arguments_class: ClassVar[type]
     # an Auto class
     auto_class: ClassVar[Any]
-    cut_notice: ClassVar[str] = "documents have more tokens than the model takes; the rest of each is cut off"
+    cut_notice: ClassVar[str] = "documents have more tokens than the model reads; the rest of each is cut off"
 
     def __init__(
         self, arguments: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: list[str] | None = None
     ):
         self.arguments = arguments
-        # what the model says of a token is read at its place, counted from the row's first
+        # predictions for tokens are read by position, counted from the row's first token
         tokenizer.padding_side = "right"
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -76,11 +76,11 @@ class Task(ABC):
         """The metrics of rows of `predict`."""
 
     def collator(self) -> Any:
-        """What makes a batch of inputs."""
+        """Makes a batch of inputs."""
         return DataCollatorWithPadding(self.tokenizer)
 
     def reduce(self, logits: Any, labels: Any) -> Any:
-        """What is kept of the logits of a batch."""
+        """The part of a batch's logits that is kept."""
         return logits
 
     def prepare(self, examples: Dataset, split: str, num_proc: int | None = None) -> Dataset:
@@ -95,7 +95,8 @@ class Task(ABC):
         )
         cut = len({example for example, was_cut in zip(inputs["example"], inputs["cut"], strict=True) if was_cut})
         if cut:
-            print(f"{split}: {cut:,} of {len(examples):,} {self.cut_notice} ({self.max_length:,} taken)", flush=True)
+            share = f"{cut:,} of {len(examples):,} ({cut / len(examples):.0%})"
+            print(f"{split}: {share} {self.cut_notice} (--max_length {self.max_length})", flush=True)
         return inputs.remove_columns("cut")
 
 
@@ -104,7 +105,7 @@ class FinetuneTask(Task):
 
     # the Hub's name of the task
     pipeline_tag: ClassVar[str]
-    # what the best checkpoint is chosen by; more is better
+    # the metric that chooses the best checkpoint; more is better
     best_metric: str
     # whether a document's tokens beyond the maximal length are lost
     cuts_documents: ClassVar[bool] = True
@@ -112,6 +113,20 @@ class FinetuneTask(Task):
     @classmethod
     def config_fields(cls, arguments: Any, train: Dataset) -> dict[str, Any]:
         """The fields of a model's configuration that follow from the training data, such as the names of classes."""
+        return {}
+
+    def classes(self, inputs: Dataset) -> list[str]:
+        """The name of each input's class, where it has one."""
+        return []
+
+    def baseline(self, train: Dataset, inputs: Dataset) -> Scores:
+        """
+        The metrics of always giving one answer, the likeliest in the training data; none where that says nothing.
+
+        Args:
+            train: the inputs that the model is trained on.
+            inputs: those that it is measured on.
+        """
         return {}
 
     def use(self, model_name: str) -> str:

@@ -8,7 +8,7 @@ class FinetuneTrainer(Trainer):
     """A `Trainer` that groups by the lengths that the data has, and keeps the order of what it predicts."""
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
-        # what the Trainer would hand over has lost its column of lengths
+        # the Trainer would pass a dataset without its column of lengths
         return super()._get_train_sampler(self.train_dataset)
 
     def _get_eval_sampler(self, eval_dataset) -> Sampler | None:

@@ -3,21 +3,33 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, EvalPrediction, PreTrainedModel, TrainingArguments, set_seed
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    set_seed,
+)
 
 from synkhorn.hub_export import write_whole
+from synkhorn_console.parser import Chosen
 
-from ..data.text_data import DataArguments, described, load_splits
+from ..data.text_data import SPLITS, DataArguments, described, load_splits
 from ..measuring.metrics import Scores
 from ..tasks import TASKS
 from ..tasks.task import FinetuneTask, Row, Task
 from ..tasks.trainer import FinetuneTrainer
+from .messages import ExpectedTime, choose, describe_labels, describe_model, say, summary
 from .model_card import CardTexts, ModelCardCallback
 from .models import ModelArguments, load_model, load_tokenizer, own_fields
 from .runs import (
@@ -40,22 +52,29 @@ DEFAULTS: dict[str, Any] = {
     "metric_for_best_model": OF_THE_TASK,
     "logging_steps": 0.05,
     "report_to": "none",
+    "learning_rate": Chosen(5e-5),
+    "num_train_epochs": Chosen(3.0),
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 16,
+    "warmup_steps": 0.1,
 }
-# of a model from scratch
-DEFAULT_LENGTH = 512
+# of a new model: it reads all of nine documents in ten if that takes no more than the longest of these
+LENGTHS = (128, 256, 512, 1024, 2048)
+# documents from which that is judged
+SAMPLE = 1000
 
 
 @dataclass
 class FinetuneArguments:
-    """What is particular to fine-tuning."""
+    """Fine-tuning."""
 
     _argument_group_name = "fine-tuning"
 
     max_length: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens of a document, or of a window over it; as many as a checkpoint takes if not given, and "
-            f"{DEFAULT_LENGTH} from scratch."
+            "help": "Tokens of a document, or of a window over it, that the model reads. A checkpoint's own length if "
+            f"not given; for a new model, enough for nine documents in ten, at most {LENGTHS[-1]:,}."
         },
     )
     lora_r: int | None = field(
@@ -74,7 +93,7 @@ class FinetuneArguments:
 
 
 class Measure:
-    """What a `Trainer` computes metrics with: the task's, on a split. Keeps the rows of predictions."""
+    """Computes the task's metrics on a split for a `Trainer`, and keeps the rows of predictions."""
 
     def __init__(self, task: Task, examples: Dataset, inputs: Dataset):
         self.task, self.examples, self.inputs = task, examples, inputs
@@ -85,15 +104,21 @@ class Measure:
         return self.task.measure(self.rows)
 
 
-def default_length(arguments: ModelArguments) -> int:
-    """Tokens that the model of these arguments takes."""
+def default_length(arguments: ModelArguments) -> int | None:
+    """Tokens that the model of these arguments takes; `None` for a new model, where nothing says it."""
     if arguments.model_name_or_path is None:
-        own = own_fields(arguments, CONFIG_MAPPING[arguments.family])
-        return own.get("max_position_embeddings", DEFAULT_LENGTH)
+        return own_fields(arguments, CONFIG_MAPPING[arguments.family]).get("max_position_embeddings")
     config = AutoConfig.from_pretrained(
         arguments.model_name_or_path, revision=arguments.revision, trust_remote_code=arguments.trust_remote_code
     )
     return own_fields(arguments, type(config)).get("max_position_embeddings", config.max_position_embeddings)
+
+
+def length_for(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> int:
+    """The shortest of `LENGTHS` that holds nine texts in ten, or the longest."""
+    sizes = [len(ids) for ids in tokenizer(list(islice(texts, SAMPLE)), verbose=False).input_ids]
+    needed = quantiles(sizes * 2, n=10)[-1]
+    return next((length for length in LENGTHS if length >= needed), LENGTHS[-1])
 
 
 def with_lora(model: PreTrainedModel, arguments: FinetuneArguments) -> PeftModel:
@@ -126,7 +151,7 @@ def card_texts(
     training: TrainingArguments,
     sizes: dict[str, int],
 ) -> dict[str, Any]:
-    """What the model card says of a fine-tuned model and its data."""
+    """The texts of a fine-tuned model's card."""
     start = model_arguments.model_name_or_path
     kept = f" The checkpoint with the best {training.metric_for_best_model} on the validation split was kept."
     how = "all its weights" if finetuning.lora_r is None else f"its head, and LoRA of rank {finetuning.lora_r}, merged"
@@ -137,8 +162,8 @@ def card_texts(
         | ({"test": f"{sizes['test']:,} rows for test"} if "test" in sizes else {}),
         "summary": f"A model for {task.pipeline_tag.replace('-', ' ')}, trained {origin}.",
         "training": f"Trained on {sizes['train']:,} examples." + (kept if training.load_best_model_at_end else ""),
-        "limits": f"It knows what its {sizes['train']:,} examples show, and reads {task.max_length:,} tokens at a time"
-        + (": what a longer document has beyond them is cut off." if task.cuts_documents else ", in windows."),
+        "limits": f"It has seen {sizes['train']:,} training examples, and reads {task.max_length:,} tokens at a time"
+        + ("; longer documents are cut off." if task.cuts_documents else ", in windows."),
         **described(data),
     }
 
@@ -173,33 +198,45 @@ def finetune(
     kind = TASKS[name]
     if data.streaming:
         raise ValueError("streaming=True: fine-tuning reads its data several times; leave --streaming out")
-    if finetuning.lora_r is not None and model_arguments.model_name_or_path is None:
+    start = model_arguments.model_name_or_path
+    if finetuning.lora_r is not None and start is None:
         raise ValueError(f"lora_r={finetuning.lora_r} trains a checkpoint: name it by --model_name_or_path")
     settings = settings_of(model_arguments, data, task_arguments, finetuning, training)
     checkpoint = checkpoint_to_resume(f"finetune {name}", training, settings)
     if (results := results_of(training)) is not None:
-        print(f"{training.output_dir} is finished: {results}")
+        say(training, f"{training.output_dir} is finished: {results}. Choose another --output_dir to train again")
         return results
     splits = load_splits(data, kind.columns(task_arguments))
     kind.check_texts(task_arguments, splits)
     config_fields = kind.config_fields(task_arguments, splits["train"])
-    max_length = finetuning.max_length or default_length(model_arguments)
+    sizes = {split: len(splits[split]) for split in SPLITS if split in splits}
+    say(training, "Data: " + ", ".join(f"{split} {size:,}" for split, size in sizes.items()) + " rows")
     set_seed(training.seed)
     texts = kind.texts(task_arguments, splits["train"])
-    tokenizer = load_tokenizer(model_arguments, texts, max_length, checkpoint=checkpoint)
+    max_length = finetuning.max_length or default_length(model_arguments)
+    tokenizer = load_tokenizer(model_arguments, texts, max_length or LENGTHS[-1], checkpoint=checkpoint)
+    if max_length is None:
+        max_length = length_for(kind.texts(task_arguments, splits["train"]), tokenizer)
     model = load_model(kind.auto_class, model_arguments, tokenizer, max_length, **config_fields)
+    say(training, describe_model(model, start))
     task = kind(task_arguments, tokenizer, max_length, list(config_fields.get("id2label", {}).values()))
     with training.main_process_first(desc="tokenizing"):
         inputs = {split: task.prepare(examples, split, data.num_workers) for split, examples in splits.items()}
+    classes = describe_labels(task.classes(inputs["train"]))
+    if classes:
+        say(training, f"Classes: {classes}")
+    choose(training, len(inputs["train"]), start is None)
     if training.metric_for_best_model == OF_THE_TASK:
         training.metric_for_best_model = task.best_metric
     split = "test" if "test" in splits else "validation"
+    baseline = task.baseline(inputs["train"], inputs[split])
+    texts_of_card = card_texts(task, model_arguments, finetuning, data, training, sizes)
     card = CardTexts(
         use=task.use(Path(training.output_dir).resolve().name),
         command=command,
-        **card_texts(
-            task, model_arguments, finetuning, data, training, {name: len(rows) for name, rows in splits.items()}
-        ),
+        classes=classes,
+        baseline={texts_of_card["splits"]["test" if split == "test" else "eval"]: baseline},
+        **texts_of_card,
     )
     trainer = FinetuneTrainer(
         model if finetuning.lora_r is None else with_lora(model, finetuning),
@@ -210,7 +247,7 @@ def finetune(
         processing_class=tokenizer,
         compute_metrics=Measure(task, splits["validation"], inputs["validation"]),
         preprocess_logits_for_metrics=task.reduce,
-        callbacks=[ModelCardCallback(training.output_dir, card, task.best_metric)],
+        callbacks=[ModelCardCallback(training.output_dir, card, task.best_metric), ExpectedTime()],
     )
     with explained_when_the_disk_is_full(training.output_dir):
         train_to_the_end(trainer, checkpoint)
@@ -218,10 +255,12 @@ def finetune(
             trainer.model = trainer.callback_handler.model = trainer.model.merge_and_unload()
         trainer.save_model()
         trainer.compute_metrics = measure = Measure(task, splits[split], inputs[split])
-        metrics = trainer.predict(inputs[split], metric_key_prefix="test" if split == "test" else "eval").metrics
-        trainer.log_metrics(split, metrics)
+        trainer.predict(inputs[split], metric_key_prefix="test" if split == "test" else "eval")
         if trainer.is_world_process_zero():
             write_rows(Path(training.output_dir) / "predictions.jsonl", measure.rows)
         results = task.measure(measure.rows)
-        finish(training, results)
+        finish(trainer, results, DEFAULTS)
+    where = f"{sizes[split]:,} {'test' if split == 'test' else 'held-out'} rows"
+    next_command = f"synkhorn evaluate {name} --model_name_or_path {training.output_dir} --test_files ..."
+    say(training, summary(where, results, baseline, training.output_dir, f"Measure it on other rows: {next_command}"))
     return results

@@ -89,7 +89,7 @@ def as_rows(
 
 
 def endless(texts: IterableDataset, seed: int) -> IterableDataset:
-    """A stream that begins anew where it ends, shuffled within a buffer."""
+    """A stream that starts again at its end, shuffled within a buffer."""
     return texts.repeat(None).shuffle(seed=seed, buffer_size=SHUFFLED_TEXTS)
 
 
@@ -110,7 +110,7 @@ def measures(prediction: EvalPrediction, of_bytes: bool) -> dict[str, float]:
     `perplexity`, exp of the mean -ln p over all predicted tokens of the split; and, of a byte-level model,
     `bits_per_byte`: the sum of -log2 p over all predicted tokens, ends of documents too, by the number of predicted
     bytes. A causal model predicts all but the first token of a row from those before it; a masked one only the masked
-    bytes, given what is left visible around them, so that its bits are no code length.
+    bytes, given what is left visible around them, so that its bits are not a code length.
     """
     nats, tokens, ordinary = np.asarray(prediction.predictions).sum(0, dtype=np.float64).tolist()
     mean = nats / tokens
@@ -126,8 +126,8 @@ class RowCollator:
     Labels rows, masks them as BERT's training does where the model is a masked one, and makes a batch of them: packed
     rows one after the other in a batch of one, with `position_ids` that restart at each document; others padded.
 
-    What is masked is drawn from `seed`, the epoch and the row alone, or, in a stream, from the row's place in it: a run
-    that resumes, or is spread over several processes, masks what one whole run would.
+    The masked tokens are drawn from `seed`, the epoch and the row alone, or, in a stream, from the row's place in it: a
+    resumed run, and one of several processes, mask the same tokens as one whole run.
 
     Args:
         mlm_probability: share of tokens that are masked; `None` for a causal model.

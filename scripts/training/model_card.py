@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import (
     PreTrainedConfig,
@@ -22,19 +21,18 @@ from transformers import (
 from synkhorn import FAMILIES
 from synkhorn.hub_export import write_whole
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from ..measuring.plots import curves, panels, save
 
 BF16 = "bfloat16 autocast (slow on a CPU without AMX, AVX-512 BF16 or ARM BF16: there `--bf16 false`)"
-# what a Trainer measures of itself, and the loss, which says less than any metric
+# the Trainer's own measurements, and the loss, which says less than any metric
 UNREPORTED = re.compile(r"loss|runtime|.*_per_second|model_preparation_time")
-# fields of a configuration that say nothing of the model's making
+# fields of a configuration that do not describe how the model was made
 UNSAID = re.compile(r"transformers_version|architectures|dtype|model_type|auto_map|.*_token_id|id2label|label2id|_.*")
 
 
 class CardTexts(NamedTuple):
     """
-    What a card says that its run cannot measure.
+    The texts of a card, which a run cannot measure.
 
     pipeline_tag: the task, such as `text-classification`.
     dataset_name, dataset_id: what it was trained on; its name on the Hub, or `None`.
@@ -44,6 +42,8 @@ class CardTexts(NamedTuple):
     use: Python code of about three lines.
     command: the command line.
     license: that of the weights, where their author has chosen one.
+    classes: the classes of the training data with their counts.
+    baseline: split -> metric -> value of always answering with the majority class, or the mean.
     """
 
     pipeline_tag: str
@@ -57,6 +57,8 @@ class CardTexts(NamedTuple):
     command: str
     limits: str
     license: str | None = None
+    classes: str = ""
+    baseline: Mapping[str, Mapping[str, float]] = {}
 
 
 def command_line(command: str, arguments: list[str]) -> str:
@@ -76,7 +78,7 @@ def write_model_card(
 
     Args:
         folder: the checkpoint.
-        texts: what the card says.
+        texts: those of the card.
         config: the model's.
         metrics: split -> metric -> value.
         hyperparameters: name -> value, as a table.
@@ -108,11 +110,15 @@ def write_model_card(
         model_name=model_name,
         eval_results=results or None,
     )
-    table = ["| metric | value | measured on |", "|---|---:|---|"]
-    table += [
-        f"| {result.metric_type} | {result.metric_value:.4f} | {texts.dataset_name}, {result.dataset_split} |"
-        for result in results
-    ]
+    table = ["| metric | model | majority class or mean | measured on |", "|---|---:|---:|---|"]
+    for result in results:
+        baseline = texts.baseline.get(result.dataset_split, {}).get(result.metric_type)
+        table.append(
+            f"| {result.metric_type} | {result.metric_value:.4f} | {'–' if baseline is None else f'{baseline:.4f}'} "
+            f"| {texts.dataset_name}, {result.dataset_split} |"
+        )
+    if texts.classes:
+        table += ["", f"Classes in the training data: {texts.classes}."]
     card = ModelCard.from_template(
         data,
         template_str=files("synkhorn.model_cards").joinpath("template.md").read_text(encoding="utf-8"),
@@ -129,7 +135,7 @@ def write_model_card(
 
 
 def hyperparameters_of(training: TrainingArguments, state: TrainerState, model: PreTrainedModel) -> dict[str, object]:
-    """What a run was made with: the Trainer's main arguments, and the model's fields."""
+    """The settings of a run: the Trainer's main arguments, and the model's fields."""
     warmup, accumulation = training.warmup_steps, training.gradient_accumulation_steps
     fields = model.config.to_diff_dict()
     return {
@@ -149,20 +155,19 @@ def hyperparameters_of(training: TrainingArguments, state: TrainerState, model: 
 
 def draw_curves(history: list[dict[str, Any]], path: Path, metric: str) -> None:
     """Draw training loss, validation loss and, where it was measured, a metric of a `Trainer`'s log over the epoch."""
-    measured = any(f"eval_{metric}" in entry for entry in history)
-    panels = [("loss", {"loss": "training", "eval_loss": "validation"})]
-    panels += [(metric.replace("_", " "), {f"eval_{metric}": "validation"})] if measured else []
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), layout="constrained", squeeze=False)
-    for axis, (name, curves) in zip(axes[0], panels, strict=True):
-        for key, label in curves.items():
-            points = [(entry["epoch"], float(entry[key])) for entry in history if key in entry]
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-                axis.legend()
+    measured = [entry for entry in history if f"eval_{metric}" in entry]
+    shown = [("loss", {"loss": "training", "eval_loss": "validation"})]
+    shown += [(metric.replace("_", " "), {f"eval_{metric}": "validation"})] if measured else []
+    finding = f"Last validation {shown[-1][0]}: {float(measured[-1][f'eval_{metric}']):.4g}." if measured else ""
+    figure, (line,) = panels("How did the training go?", finding, columns=len(shown))
+    for axis, (name, labels) in zip(line, shown, strict=True):
+        points = {
+            label: {entry["epoch"]: float(entry[key]) for entry in history if key in entry}
+            for key, label in labels.items()
+        }
+        curves(axis, {label: curve for label, curve in points.items() if curve}, list(labels.values()), scale="linear")
         axis.set(xlabel="epoch", ylabel=name)
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)
 
 
 class ModelCardCallback(TrainerCallback):
@@ -171,7 +176,7 @@ class ModelCardCallback(TrainerCallback):
 
     Args:
         folder: where the trained model is saved.
-        texts: what the card says.
+        texts: those of the card.
         metric: the validation metric that is drawn beside the losses.
     """
 
@@ -196,7 +201,7 @@ class ModelCardCallback(TrainerCallback):
 
     def _measured(self, args, state, model, metrics: Mapping[str, float]) -> None:
         if self.duration is None:
-            # while training: what is measured need not be of the model that is kept
+            # while training: the measured model need not be the one that is kept
             return
         for name, value in metrics.items():
             prefix, _, metric = name.partition("_")

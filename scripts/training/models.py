@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from tqdm import tqdm
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -17,11 +18,14 @@ from transformers import (
 
 import synkhorn
 from synkhorn import FAMILIES
+from synkhorn_console.parser import meant
 
 from ..common.arguments import read_fields
 from ..common.precision import device_type, weights_dtype
 
 BYTES, TRAIN = "bytes", "train"
+# a model from scratch, of a size that learns on a CPU in minutes, where `model_config` does not say otherwise
+SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
 
 
 @dataclass
@@ -31,30 +35,34 @@ class ModelArguments:
     _argument_group_name = "model"
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Checkpoint to start from: a folder, or a name on the Hub. Else from scratch."}
+        default=None,
+        metadata={
+            "help": "Checkpoint to start from: a folder, such as one that `synkhorn convert` made, or a name on the "
+            "Hub. A new model, trained from scratch, if not given."
+        },
     )
-    family: str = field(default="sinkhorn", metadata={"help": "Family of a model from scratch.", "choices": FAMILIES})
+    family: str = field(default="sinkhorn", metadata={"help": "Family of a new model.", "choices": FAMILIES})
     model_config: str | None = field(
         default=None,
         metadata={
-            "help": 'Fields of the configuration: a JSON object such as \'{"block_size": 32, "hidden_dropout": 0}\', '
-            "or a JSON or YAML file of one. Those of a checkpoint are overridden by it."
+            "help": "Fields of the configuration: a JSON object such as '{\"hidden_size\": 256}', or a JSON or YAML "
+            "file of one. They override those of a checkpoint, or of the small new model."
         },
     )
     tokenizer_name: str | None = field(
         default=None,
         metadata={
-            "help": "`bytes`; `train`, byte-pair encoding trained on the training texts; or a folder or name on the "
-            "Hub. The checkpoint's own if there is one, else `train`."
+            "help": "`bytes`; `train`: byte-pair encoding trained on the training texts; or a folder or name on the "
+            "Hub. The checkpoint's own, or `train`, if not given."
         },
     )
     vocab_size: int = field(default=8192, metadata={"help": "Tokens of a tokenizer that is trained."})
     attn_implementation: str = field(
-        default="sdpa", metadata={"help": "`sdpa`, the fast form, or `eager`, the paper literally."}
+        default="sdpa", metadata={"help": "`sdpa`, the fast form, or `eager`, which follows the formulas step by step."}
     )
     revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a checkpoint on the Hub."})
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that a checkpoint brings along: only where you trust its author."}
+        default=False, metadata={"help": "Run the code in the checkpoint, if you trust its author."}
     )
 
 
@@ -70,10 +78,10 @@ def load_tokenizer(
 
     Args:
         arguments: the model's.
-        texts: what a tokenizer is trained on, by the main process alone; else they are not read.
+        texts: training data of a new tokenizer, read by the main process alone.
         max_length: tokens at which `truncation=True` cuts.
         is_causal: whether one of bytes, or one that is trained, is for a causal model.
-        checkpoint: of the run that goes on, whose tokenizer is not trained twice.
+        checkpoint: that of a resumed run, whose tokenizer is not trained twice.
     """
     name = checkpoint or arguments.tokenizer_name or arguments.model_name_or_path or TRAIN
     if name == BYTES:
@@ -81,7 +89,9 @@ def load_tokenizer(
     if name == TRAIN:
         trained = None
         if PartialState().is_main_process:
-            trained = synkhorn.train_tokenizer(texts, arguments.vocab_size, max_length, is_causal)
+            print(f"Training a tokenizer of {arguments.vocab_size:,} tokens on the texts (--vocab_size)", flush=True)
+            bar = tqdm(texts, desc="Reading texts", leave=False)
+            trained = synkhorn.train_tokenizer(bar, arguments.vocab_size, max_length, is_causal)
         return broadcast_object_list([trained])[0]
     tokenizer = AutoTokenizer.from_pretrained(
         name,
@@ -107,8 +117,8 @@ def own_fields(arguments: ModelArguments, config_class: type[PreTrainedConfig]) 
     unknown = sorted(set(own) - known)
     if unknown:
         raise ValueError(
-            f"--model_config has {', '.join(unknown)}: no fields of {config_class.__name__}, which has "
-            f"{', '.join(sorted(known))}"
+            f"--model_config has {', '.join(unknown)}: not fields of {config_class.__name__}, which has "
+            f"{', '.join(sorted(known))}{meant(unknown[0], known)}"
         )
     return own
 
@@ -134,7 +144,7 @@ def load_model(
     attention = {"attn_implementation": arguments.attn_implementation}
     if arguments.model_name_or_path is None:
         own = own_fields(arguments, CONFIG_MAPPING[arguments.family])
-        defaults = {"max_position_embeddings": max_length} | synkhorn.token_fields(tokenizer)
+        defaults = SMALL | {"max_position_embeddings": max_length} | synkhorn.token_fields(tokenizer)
         config = AutoConfig.for_model(arguments.family, **defaults | task_fields | own)
         model = auto_class.from_config(config, **attention)
     else:

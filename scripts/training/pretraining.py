@@ -20,6 +20,7 @@ from transformers import (
 from ..data.text_data import DataArguments, Examples, described, load_splits
 from ..tasks.task import pipeline_use
 from .language_modeling import LanguageModelTrainer, as_rows, end_of_document, endless, with_places
+from .messages import ExpectedTime, describe_model, say, summary
 from .model_card import CardTexts, ModelCardCallback
 from .models import ModelArguments, load_model, load_tokenizer
 from .runs import (
@@ -32,6 +33,8 @@ from .runs import (
 )
 
 OBJECTIVES = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM}
+# the metrics in the summary
+REPORTED = ("eval_perplexity", "eval_bits_per_byte")
 # texts that a tokenizer is trained on at most
 TOKENIZER_TEXTS = 100_000
 DEFAULTS: dict[str, Any] = {
@@ -54,14 +57,14 @@ DEFAULTS: dict[str, Any] = {
     # over all tokens of the split; the loss is a mean of the means of its batches
     "metric_for_best_model": "perplexity",
     "greater_is_better": False,
-    # so that a run that goes on is as patient as one that was never interrupted
+    # so that a resumed run is as patient as one that was never interrupted
     "restore_callback_states_from_checkpoint": True,
 }
 
 
 @dataclass
 class PretrainingArguments:
-    """What is modelled, and how texts become rows."""
+    """The objective, and how texts become rows."""
 
     _argument_group_name = "language modelling"
 
@@ -69,7 +72,7 @@ class PretrainingArguments:
         default="mlm",
         metadata={
             "help": "`mlm`: predict masked tokens from both sides; `clm`: the next token.",
-            "choices": [*OBJECTIVES],
+            "choices": ["mlm", "clm"],
         },
     )
     text_column: str = field(default="text", metadata={"help": "Column that holds the texts."})
@@ -126,7 +129,7 @@ def check_texts(splits: dict[str, Examples], column: str) -> None:
 
 
 def how_rows_are_made(own: PretrainingArguments, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What is done with the borders between documents, for log and card."""
+    """How documents become rows, for log and card."""
     end = tokenizer.convert_ids_to_tokens(end_of_document(tokenizer))
     if own.packing:
         return (
@@ -155,7 +158,7 @@ def card_texts(
     tokenizer: PreTrainedTokenizerBase,
     command: str,
 ) -> CardTexts:
-    """What the card says of a pre-trained model."""
+    """The texts of a pre-trained model's card."""
     name = Path(training.output_dir).resolve().name
     masked = own.objective == "mlm"
     tag, text = ("fill-mask", f"A very good {tokenizer.mask_token}") if masked else ("text-generation", "A very good")
@@ -167,11 +170,11 @@ def card_texts(
         + ("from scratch." if start is None else f"from the checkpoint `{Path(start).name}`."),
         use=pipeline_use(tag, name, repr(text)),
         training=how_rows_are_made(own, tokenizer)
-        + (f" {own.mlm_probability:.0%} of the tokens are masked, anew in each epoch." if masked else ""),
+        + (f" {own.mlm_probability:.0%} of the tokens are masked, different ones in each epoch." if masked else ""),
         command=command,
-        limits=f"It knows nothing but the texts it was trained on, and takes at most {own.max_length} tokens; what it "
-        "writes or fills in is likely, not true. Perplexity is per token and compares only models with one tokenizer"
-        + (", and, with most of a text visible, is no measure of a whole text." if masked else "."),
+        limits=f"It knows only its training texts, and reads at most {own.max_length} tokens; its output "
+        "is likely, not necessarily true. Perplexity is per token and compares only models with one tokenizer"
+        + (", and, because most of a text is visible, does not measure a whole text." if masked else "."),
         **described(data),
     )
 
@@ -197,7 +200,7 @@ def pretrain(
     settings = settings_of(model_arguments, data, own, training)
     checkpoint = checkpoint_to_resume("pretrain", training, settings)
     if (results := results_of(training)) is not None:
-        print(f"{training.output_dir} is finished: {results}")
+        say(training, f"{training.output_dir} is finished: {results}. Choose another --output_dir to train again")
         return results
     set_seed(training.seed)
 
@@ -218,13 +221,13 @@ def pretrain(
     )
     if isinstance(train, IterableDataset):
         train = with_places(train)
-    if training.process_index == 0:
-        print(f"{type(model).__name__}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens")
-        print(how_rows_are_made(own, tokenizer))
-        print(share_of_tokens(train, own.max_length), flush=True)
+    say(training, describe_model(model, model_arguments.model_name_or_path) + f", {len(tokenizer):,} in its vocabulary")
+    say(training, how_rows_are_made(own, tokenizer))
+    say(training, share_of_tokens(train, own.max_length))
 
     texts_of_card = card_texts(own, model_arguments, data, training, tokenizer, command)
     callbacks: list[TrainerCallback] = [ModelCardCallback(training.output_dir, texts_of_card, metric="perplexity")]
+    callbacks.append(ExpectedTime())
     if own.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(own.early_stopping_patience))
     trainer = LanguageModelTrainer(
@@ -240,6 +243,10 @@ def pretrain(
         train_to_the_end(trainer, checkpoint)
         trainer.save_model()
         results = trainer.evaluate()
-        trainer.log_metrics("eval", results)
-        finish(training, results)
+        finish(trainer, results, DEFAULTS)
+    measured = {name.removeprefix("eval_"): results[name] for name in results if name in REPORTED}
+    following = f"Train it on a task: synkhorn finetune classification --model_name_or_path {training.output_dir} ..."
+    if own.objective == "clm":
+        following = f'Let it write: synkhorn generate {training.output_dir} --prompt "Once upon a time"'
+    say(training, summary("the held-out texts", measured, {}, training.output_dir, following))
     return results

@@ -1,4 +1,4 @@
-"""Runs that may be killed at any moment: the folder that one may write to, and the checkpoint from which it goes on."""
+"""Runs that may be killed at any moment: their folder, and the checkpoint from which they resume."""
 
 import errno
 import json
@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from synkhorn.hub_export import write_whole
 
 RECORD = "run.json"
-# what may differ between a run and its continuation
+# arguments that may differ between a run and its continuation
 PASSING = {"output_dir", "resume_from_checkpoint", "local_rank", "use_cpu", "num_workers", "dataloader_num_workers"}
 # bytes of free space below which a failed write is put down to a full disk
 NO_SPACE = 2**20
 
 
 def settings_of(*dataclasses: Any) -> dict[str, Any]:
-    """What a run is: the arguments of the dataclasses, as JSON knows them."""
+    """The arguments of a run, from its dataclasses, as JSON values."""
     values = {
         entry.name: getattr(dataclass, entry.name)
         for dataclass in dataclasses
@@ -53,7 +53,7 @@ def remove_incomplete_checkpoints(folder: Path) -> None:
 
 def checkpoint_to_resume(command: str, training: TrainingArguments, settings: dict[str, Any]) -> str | None:
     """
-    The checkpoint from which a run goes on, or `None` where it starts. The folder is marked as that of this run.
+    The checkpoint from which a run resumes, or `None` where it starts. The folder is marked as that of this run.
 
     Args:
         command: the script.
@@ -62,7 +62,7 @@ def checkpoint_to_resume(command: str, training: TrainingArguments, settings: di
 
     Raises:
         FileExistsError: if the folder holds anything but a run of this command with these arguments.
-        ValueError: if `resume_from_checkpoint` is no whole checkpoint.
+        ValueError: if `resume_from_checkpoint` is not a complete checkpoint.
     """
     folder, named = Path(training.output_dir), training.resume_from_checkpoint
     if named is not None and not is_complete(Path(named)):
@@ -79,7 +79,7 @@ def checkpoint_to_resume(command: str, training: TrainingArguments, settings: di
             check_same_run(folder, earlier, run, named)
         elif is_begun:
             raise FileExistsError(
-                f"output_dir={str(folder)!r} exists, and is no run of {command}: choose a new folder, or remove it"
+                f"output_dir={str(folder)!r} exists, and is not a run of {command}: choose a new folder, or remove it"
             )
         if training.should_save:
             folder.mkdir(parents=True, exist_ok=True)
@@ -114,20 +114,38 @@ def train_to_the_end(trainer: Trainer, checkpoint: str | None) -> None:
 
 
 def results_of(training: TrainingArguments) -> dict[str, float] | None:
-    """What a finished run measured, or `None` while it is not finished."""
+    """The results of a finished run, or `None` while it is not finished."""
     return json.loads((Path(training.output_dir) / RECORD).read_text(encoding="utf-8")).get("results")
 
 
-def finish(training: TrainingArguments, results: dict[str, float]) -> None:
-    """Mark a run as finished, so that its command, repeated, trains no further."""
-    if training.should_save:
-        record = Path(training.output_dir) / RECORD
-        run = json.loads(record.read_text(encoding="utf-8"))
-        write_whole(record, json.dumps(run | {"results": results}, indent=2) + "\n")
+def finish(trainer: Trainer, results: dict[str, float], defaults: dict[str, Any]) -> None:
+    """
+    Mark a run as finished, so that its command, repeated, trains no further, and remove what only a resumed run needs:
+    all checkpoints, unless the user gave an option about them.
+
+    Args:
+        trainer: which has trained.
+        results: the metrics of the finished model.
+        defaults: of the command's arguments.
+    """
+    training = trainer.args
+    # the losses of the run, in place of those in the checkpoints
+    trainer.save_state()
+    if not training.should_save:
+        return
+    folder = Path(training.output_dir)
+    record = folder / RECORD
+    run = json.loads(record.read_text(encoding="utf-8"))
+    write_whole(record, json.dumps(run | {"results": results}, indent=2) + "\n")
+    (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+    own = {entry.name: entry.default for entry in fields(TrainingArguments)} | defaults
+    if all(getattr(training, name) == own[name] for name in ("save_strategy", "save_steps", "save_total_limit")):
+        for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            shutil.rmtree(checkpoint)
 
 
 def leave_process_group() -> None:
-    """What a process of several does last: one that exits as a member of their group may be aborted by PyTorch."""
+    """Leave the process group at the end: PyTorch may abort a process that exits as a member of it."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -165,8 +183,8 @@ def explained_when_the_disk_is_full(folder: str | Path) -> Iterator[None]:
         for weights in Path(folder).glob("*.safetensors"):
             weights.unlink()
         message = (
-            f"the disk is full: what was being written to output_dir={str(folder)!r} is removed. Free space "
-            "(--save_total_limit 1 keeps fewer checkpoints), then repeat the command, which goes on from the last "
+            f"the disk is full: the unfinished files in output_dir={str(folder)!r} were removed. Free space "
+            "(--save_total_limit 1 keeps fewer checkpoints), then repeat the command, which resumes from the last "
             "whole checkpoint"
         )
         raise OSError(errno.ENOSPC, message) from error

@@ -13,6 +13,7 @@ import pytest
 from processes import ROOT
 from transformers import TrainingArguments
 
+import synkhorn_console
 from synkhorn import cli
 from synkhorn.hub_export import source_path
 from synkhorn.scripts import visualize
@@ -25,7 +26,7 @@ ALL = (ModelArguments, DataArguments, TrainingArguments)
 
 def test_the_package_installs_the_command():
     (command,) = entry_points(group="console_scripts", name="synkhorn")
-    assert command.load() is cli.main
+    assert command.load() is synkhorn_console.main
 
 
 def test_help_lists_every_command_and_imports_none():
@@ -33,6 +34,7 @@ def test_help_lists_every_command_and_imports_none():
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[-1] == "[]"
     assert re.findall(r"^  (\w+) +\S", printed, flags=re.MULTILINE) == list(cli.COMMANDS)
+    assert re.findall(r"^(\w+)$", printed, flags=re.MULTILINE) == ["Train", "Use", "Study"]
 
 
 def test_at_the_top_of_the_scripts_there_are_the_commands_and_nothing_else():
@@ -88,7 +90,7 @@ def test_an_unknown_command_is_an_error(capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["pretain"])
     assert caught.value.code == 2
-    assert "synkhorn: 'pretain' is no command" in capsys.readouterr().err
+    assert "synkhorn: 'pretain' is not a command" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ending", ["yaml", "json"])
@@ -124,7 +126,7 @@ def test_arguments_survive_the_command_line(tmp_path):
         ("run.yaml", "learning_rat: 1\nseeed: 2\n", "has learning_rat, seeed: no such arguments"),
         ("run.yaml", "a: [1\n", "cannot be read"),
         ("run.json", "[1]", "must hold names and values, not a list"),
-        ("run.toml", "a = 1", "must be a JSON object, or an existing .json or .yaml file"),
+        ("run.toml", "a = 1", "must be a JSON object, such as .*, or an existing .json or .yaml file"),
     ],
 )
 def test_a_bad_file_of_arguments_is_an_error(name, content, message, tmp_path):
@@ -151,6 +153,10 @@ def test_help_explains_the_most_used_arguments_only(capsys):
     with pytest.raises(SystemExit):
         parse(ALL, ["--help"], "What it does.", learning_rate=0.125)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "What it does." in printed and "(default: 0.125)" in printed
-    assert "--model_config" in printed and "--max_grad_norm" in printed and "--max-grad-norm" not in printed
-    assert "--hub_strategy" not in printed and "All other arguments of transformers.TrainingArguments" in printed
+    assert "What it does." in printed and "(default: 0.125)" in printed and "(default: None)" not in printed
+    places = [printed.index(option) for option in ("--train_files", "--model_name_or_path", "--learning_rate")]
+    assert places == sorted(places) and "--learning-rate" not in printed
+    assert "--hub_strategy" not in printed and "--help-all explains all arguments" in printed
+    with pytest.raises(SystemExit):
+        parse(ALL, ["--help-all"], "What it does.")
+    assert "--hub_strategy" in capsys.readouterr().out

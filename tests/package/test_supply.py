@@ -181,7 +181,7 @@ def test_a_training_goes_on_and_unpickles_nothing(tmp_path):
     pretrain.main(arguments)
     process = audited("synkhorn.scripts.pretrain", *arguments, "--resume_from_checkpoint", folder / "checkpoint-2")
     assert process.returncode == 0, process.stderr
-    for written, state in ((folder, {"training_args.bin"}), (folder / "checkpoint-4", STATE)):
+    for written, state in ((folder, set()), (folder / "checkpoint-4", STATE)):
         files = {path.name for path in written.iterdir() if path.is_file()}
         assert {name for name in files if Path(name).suffix in PICKLES} == state
         assert {name for name in files if "model" in name and name.endswith(".safetensors")} == {"model.safetensors"}

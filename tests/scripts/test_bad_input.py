@@ -38,16 +38,16 @@ FAULTS = {
         f"pretrain --train_files {{train}} --text_column number {SCRATCH}": "holds int, such as 7, and not texts",
     },
     "empty data": {
-        f"pretrain --train_files {{empty}} {SCRATCH}": "which is empty",
+        f"pretrain --train_files {{empty}} {SCRATCH}": "{empty} is empty",
         f"pretrain --train_files {{header}} {SCRATCH}": "hold no row",
-        f"finetune multiple-choice --train_files {{empty}} {SCRATCH}": "which is empty",
-        f"{MEASURE} --test_files {{empty}}": "which is empty",
+        f"finetune multiple-choice --train_files {{empty}} {SCRATCH}": "{empty} is empty",
+        f"{MEASURE} --test_files {{empty}}": "{empty} is empty",
         "generate {causal} --prompt_file {empty}": "is empty: write one prompt a line",
     },
     "label out of range": {
         f"{TUNE} --test_files {{wrong}} {SCRATCH}": "the label 'huge' in column 'label' is unknown: the classes are",
         f"{MEASURE} --test_files {{wrong}}": "the label 'huge' in column 'label' is unknown: the classes are",
-        f"{TUNE} --problem_type regression {SCRATCH}": "the label 'high' in column 'label' is no number",
+        f"{TUNE} --problem_type regression {SCRATCH}": "the label 'high' in column 'label' is not a number",
     },
     "longer than the model": {
         f"pretrain --train_files {{train}} --model_name_or_path {{classifier}} {START}": "max_length=32 is more than",
@@ -113,7 +113,7 @@ def test_bad_input_is_an_error_that_names_it(fault, line, message, named, monkey
     write_jsonl(Path("texts.jsonl"), [{"text": "no label"}] * 3)
     with pytest.raises((ValueError, FileExistsError)) as error:
         run(line, named)
-    assert message.format() in str(error.value)
+    assert message.format(**named) in str(error.value)
     assert [path.name for path in named["taken"].iterdir()] == ["thesis.txt"]
     left = {path.name for path in named["new"].rglob("*")} if named["new"].exists() else set()
     assert left <= {"run.json", "base", "seed-0", "finetuned"}

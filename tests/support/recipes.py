@@ -1,6 +1,6 @@
 """
-Runs the recipes of README.md as they are printed, in the new folder that it is given, with a stand-in for the Hub on
-the loopback interface, and then loads what was pushed, by its name, in a process that cannot import the package.
+Runs the recipes of docs/training.md as printed, in the new folder that it is given, with a stand-in for the Hub
+on the loopback interface, then loads what was pushed, by its name, in a process that cannot import the package.
 """
 
 import os
@@ -21,14 +21,14 @@ print(pipeline("text-classification", sys.argv[1], trust_remote_code=True)("A wa
 """
 
 
-def blocks() -> list[str]:
-    """The shell code of the README, a text a block."""
-    return re.findall(r"^```bash\n(.*?)^```$", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+def blocks(page: Path = README) -> list[str]:
+    """The shell code of a page, a text a block."""
+    return re.findall(r"^```bash\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def recipes() -> str:
     """The block of the recipes."""
-    (block,) = (block for block in blocks() if "synkhorn pretrain" in block)
+    (block,) = (block for block in blocks(ROOT / "docs" / "training.md") if "synkhorn pretrain" in block)
     return block
 
 

@@ -98,3 +98,4 @@ def from_scratch(family: str, **fields) -> list[str]:
 
 
 TRAINING = ["--num_train_epochs", "6", "--learning_rate", "1e-2", "--disable_tqdm", "true", "--bf16", "false"]
+TRAINING += ["--per_device_train_batch_size", "8", "--warmup_steps", "0"]

@@ -105,7 +105,6 @@ def same_weights(first: Path, second: Path) -> bool:
 
 
 def losses(output_dir: Path) -> list[float]:
-    """The logged training losses of the last checkpoint."""
-    last = max(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    """The logged training losses of a finished run."""
+    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry]

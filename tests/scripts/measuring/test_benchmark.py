@@ -302,8 +302,6 @@ def test_a_step_is_predicted_by_its_growth():
 def test_ratios_leave_out_the_first_round_where_there_are_others():
     assert benchmark_report.ratio([9.0, 2.0, 4.0, 6.0], [1.0, 1.0, 1.0, 1.0]) == 4
     assert benchmark_report.ratio([8.0], [2.0, 1.0, 1.0]) == 4
-    assert benchmark_report.slope([1, 2, 4], [3.0, 12.0, 48.0]) == ", slope 2.00"
-    assert benchmark_report.slope([1], [3.0]) == ""
 
 
 def test_a_failing_model_is_shown_among_the_others(tmp_path, monkeypatch):

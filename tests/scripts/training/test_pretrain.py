@@ -279,11 +279,12 @@ def test_a_folder_of_anything_else_is_left_alone(texts, tmp_path):
     with pytest.raises(FileExistsError, match="is no run of pretrain: choose a new folder"):
         pretrain.main(pretraining(texts, folder, max_steps=2))
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
-    pretrain.main(pretraining(texts, tmp_path / "other", max_steps=2))
+    # an option about checkpoints keeps them
+    pretrain.main(pretraining(texts, tmp_path / "other", max_steps=2, save_steps=2))
     with pytest.raises(FileExistsError, match="other arguments: max_steps 2, now 3"):
-        pretrain.main(pretraining(texts, tmp_path / "other", max_steps=3))
+        pretrain.main(pretraining(texts, tmp_path / "other", max_steps=3, save_steps=2))
     last = tmp_path / "other" / "checkpoint-2"
-    pretrain.main(pretraining(texts, tmp_path / "other", max_steps=3, resume_from_checkpoint=last))
+    pretrain.main(pretraining(texts, tmp_path / "other", max_steps=3, save_steps=1, resume_from_checkpoint=last))
     assert (tmp_path / "other" / "checkpoint-3").exists()
 
 
