@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
