@@ -4,6 +4,7 @@ import inspect
 import re
 from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 from docutils import nodes
@@ -41,14 +42,14 @@ class ExhibitDirective(Directive):
 
 
 def source_of(dotted: str) -> tuple[str, str]:
-    """The source of `package.module:Class.function`, without its docstring's blank lines, and its place."""
+    """The source of `package.module:Class.function`, and its place."""
     module_name, _, path = dotted.partition(":")
     thing: Any = import_module(module_name)
     for part in path.split("."):
         thing = getattr(thing, part)
     lines, first = inspect.getsourcelines(thing)
     file = Path(inspect.getsourcefile(thing)).resolve().relative_to(ROOT)
-    return inspect.cleandoc("".join(lines)), f"{file}, {first}"
+    return dedent("".join(lines)).rstrip(), f"{file}, {first}"
 
 
 class SourceDirective(Directive):
@@ -57,17 +58,39 @@ class SourceDirective(Directive):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        text, place = source_of(self.arguments[0])
-        block = nodes.literal_block(text, text, language="python")
-        caption = nodes.caption("", place)
-        container = nodes.container("", caption, block, literal_block=True, classes=["literal-block-wrapper"])
-        return [container]
+        return listing(*source_of(self.arguments[0]))
+
+
+def listing(text: str, place: str) -> list[nodes.Node]:
+    """Python code under its place."""
+    block = nodes.literal_block(text, text, language="python")
+    caption = nodes.caption("", place)
+    return [nodes.container("", caption, block, literal_block=True, classes=["literal-block-wrapper"])]
+
+
+def file_of_tests(name: str) -> Path:
+    """The one file of tests/ with a name, wherever it stands."""
+    found = sorted((ROOT / "tests").rglob(name))
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} files of tests/ are called {name!r}: name just one")
+    return found[0]
+
+
+class FileDirective(Directive):
+    """`{file} NAME`: a file of the tests, wherever it stands among them."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        path = file_of_tests(self.arguments[0])
+        return listing(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix())
 
 
 def other_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """The address of the page in the other language, for the switch in the header."""
     other = "en" if app.tags.has("zh") else "zh"
     context["other_language_name"] = {"en": "English", "zh": "中文"}[other]
+    context["notebook"] = f"{pagename.rpartition('/')[2]}.ipynb"
     context["other_language"] = f"{'../' * (pagename.count('/') + 1)}{other}/{pagename}.html"
 
 
@@ -86,8 +109,10 @@ def setup(app: Sphinx) -> dict[str, Any]:
     load_all()
     app.add_directive("exhibit", ExhibitDirective)
     app.add_directive("source", SourceDirective)
+    app.add_directive("file", FileDirective)
     app.connect("source-read", join_chinese_lines)
     app.connect("html-page-context", other_page)
     app.connect("build-finished", write_plotly)
     app.add_js_file("plotly.min.js", priority=10)
+    app.add_js_file("stemmer.js", priority=10)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -5,14 +5,18 @@ Compute the data of the figures and tables, once for both languages, into `build
     python -m course.run sinkhorn-principle-figure # one of them, anew
 """
 
+import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import torch
 from transformers.utils import logging
 
 from .exhibit import EXHIBITS, ROOT, Exhibit
 from .figures import load_all
+from .studies.record import record, study_names
 
 
 def is_stale(item: Exhibit) -> bool:
@@ -30,6 +34,10 @@ def main(names: list[str]) -> None:
     unknown = [name for name in names if name not in EXHIBITS]
     if unknown:
         raise SystemExit(f"no exhibit {', '.join(unknown)}: choose out of {', '.join(EXHIBITS)}")
+    if not names:
+        # each study in a process of one thread; figures, which are timed, then stand alone
+        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+            list(pool.map(record, study_names()))
     for name in names or [name for name, item in EXHIBITS.items() if is_stale(item)]:
         start = time.perf_counter()
         torch.manual_seed(0)

@@ -19,10 +19,25 @@ LENGTH, WIDTH = 128, 64
 # what is new: the paper's equation, the configuration's field, and a test that proves the code
 INNOVATIONS: dict[str, tuple[tuple[tuple[str, str], str, str, str], ...]] = {
     "synthesizer": (
-        (("dense", "dense（稠密合成）"), r"$S=\mathrm{relu}(XW_1+b_1)W_2+b_2$", "synthesizers", "a_query_row_depends_on_its_own_token_only"),
+        (
+            ("dense", "dense（稠密合成）"),
+            r"$S=\mathrm{relu}(XW_1+b_1)W_2+b_2$",
+            "synthesizers",
+            "a_query_row_depends_on_its_own_token_only",
+        ),
         (("random", "random（随机合成）"), r"$S=R$", "synthesizers", "the_random_matrix_is_learned"),
-        (("factorized random", "分解的 random"), r"$S=R_1R_2^\top$", "rank", "factorized_random_differs_from_row_to_row"),
-        (("factorized dense", "分解的 dense"), r"$S_{i,pb+q}=A_{ip}B_{iq}$", "factors", "factorized_dense_covers_every_pair_of_factors"),
+        (
+            ("factorized random", "分解的 random"),
+            r"$S=R_1R_2^\top$",
+            "rank",
+            "factorized_random_differs_from_row_to_row",
+        ),
+        (
+            ("factorized dense", "分解的 dense"),
+            r"$S_{i,pb+q}=A_{ip}B_{iq}$",
+            "factors",
+            "factorized_dense_covers_every_pair_of_factors",
+        ),
         (
             ("mixture", "混合"),
             r"$S=\sum_i\alpha_iS_i$",
@@ -31,17 +46,37 @@ INNOVATIONS: dict[str, tuple[tuple[tuple[str, str], str, str, str], ...]] = {
         ),
     ),
     "sinkhorn": (
-        (("pooled blocks", "块池化"), r"$x'_i=\sum_{t\in i}X_t$", "block_pooling", "the_spread_of_normed_logits_depends_on_no_size"),
+        (
+            ("pooled blocks", "块池化"),
+            r"$x'_i=\sum_{t\in i}X_t$",
+            "block_pooling",
+            "the_spread_of_normed_logits_depends_on_no_size",
+        ),
         (("sort net", "排序网络"), r"$R=F(x')$", "sort_net", "a_sorted_block_is_one_choice_of_blocks"),
-        (("balancing", "双随机归一化"), r"$S=\mathrm{sinkhorn}((R+\epsilon)/\tau)$", "sinkhorn_iterations", "balancing_is_doubly_stochastic_on_the_valid_blocks"),
+        (
+            ("balancing", "双随机归一化"),
+            r"$S=\mathrm{sinkhorn}((R+\epsilon)/\tau)$",
+            "sinkhorn_iterations",
+            "balancing_is_doubly_stochastic_on_the_valid_blocks",
+        ),
         (
             ("sorted and own block", "排序块与自身块"),
             r"$Y_i=\mathrm{softmax}(Q_i[\tilde K_i;K_i]^\top)[\tilde V_i;V_i]$",
             "combine",
             "sorted_values_are_values",
         ),
-        (("SortCut", "SortCut"), r"$Y=\mathrm{softmax}(Q\tilde K_{<c}^\top)\tilde V_{<c}$", "sortcut_blocks", "eager_and_sdpa_equal_the_loop"),
-        (("causal sort", "因果排序"), r"$S_{ij}=0\ (j\ge i)$", "causal_balancing", "causal_balancing_chooses_from_the_past_and_leaks_nothing"),
+        (
+            ("SortCut", "SortCut"),
+            r"$Y=\mathrm{softmax}(Q\tilde K_{<c}^\top)\tilde V_{<c}$",
+            "sortcut_blocks",
+            "eager_and_sdpa_equal_the_loop",
+        ),
+        (
+            ("causal sort", "因果排序"),
+            r"$S_{ij}=0\ (j\ge i)$",
+            "causal_balancing",
+            "causal_balancing_chooses_from_the_past_and_leaks_nothing",
+        ),
     ),
 }
 

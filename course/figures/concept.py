@@ -36,7 +36,7 @@ def mapped(family: str) -> Callable[[], dict[str, Any]]:
         ids, task, weights = example_ids(), review_task(), {}
         for name in MAPPED[family]:
             model = build(name, task)
-            train(model, task.draw, task.steps)
+            train(model, task.draw, task.steps, rate=task.rate)
             weights[name] = effective_weights(model, ids)[-1]
         return {"weights": weights, "text": tokenizer().decode(ids[0])}
 
@@ -54,7 +54,10 @@ def show_maps(family: str) -> Callable[[dict[str, Any], Text], Shown]:
         )
         figure.update_layout(coloraxis={"cmin": 0, "cmax": 0.1})
         same = {name: rows_alike(matrix) for name, matrix in weights.items()}
-        near = {name: mean([sum(row[i // 8 * 8 : i // 8 * 8 + 8]) for i, row in enumerate(m)]) for name, m in weights.items()}
+        near = {
+            name: mean([sum(row[i // 8 * 8 : i // 8 * 8 + 8]) for i, row in enumerate(m)])
+            for name, m in weights.items()
+        }
         excerpt = data["text"].removeprefix("<s>")[:90]
         if family == "synthesizer":
             finding = t(

@@ -94,9 +94,7 @@ def balanced() -> dict[str, Any]:
 
 
 def show_balanced(data: dict[str, Any], t: Text) -> Shown:
-    figure = make_subplots(
-        1, 2, subplot_titles=["τ = 0.75", "τ = 0.1"], horizontal_spacing=0.12, shared_yaxes=True
-    )
+    figure = make_subplots(1, 2, subplot_titles=["τ = 0.75", "τ = 0.1"], horizontal_spacing=0.12, shared_yaxes=True)
     for column in (1, 2):
         figure.add_trace(go.Heatmap(coloraxis="coloraxis"), 1, column)
     figure.update_layout(coloraxis={"colorscale": SCALE, "cmin": 0, "cmax": 1, "colorbar": {"thickness": 10}})
@@ -337,4 +335,3 @@ for family_name in TIMED:
 exhibit("sinkhorn-extra-temperature", tempered)(show_tempered)
 exhibit("sinkhorn-extra-noise", noisy)(show_noisy)
 exhibit("sinkhorn-extra-length", lengths_of("sinkhorn"))(show_time)
-

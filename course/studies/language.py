@@ -12,18 +12,16 @@ import torch
 from transformers import AutoModelForCausalLM, set_seed
 
 from .record import Run, study
-from .tiny import Batch, Task, build, reviews, train
+from .tiny import TEXT, Batch, Task, build, reviews, train
 
-LENGTH, STEPS, BATCH, BLOCK = 256, 150, 16, 32
+LENGTH, STEPS, BATCH, BLOCK = 256, 120, 16, 32
 WRITTEN = 192
 LANGUAGES = {"en": "This film is ", "zh": "这家酒店的"}
 WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
     "random+dot_product": ("random+dot_product", {}),
-    "dense": ("dense", {}),
     "random": ("random", {}),
     "dot_product": ("dot_product", {}),
     "sinkhorn": ("sinkhorn", {"block_size": BLOCK}),
-    "local": ("local", {"block_size": BLOCK}),
 }
 
 
@@ -87,7 +85,7 @@ def written(model: Any, prompt: str) -> dict[str, Any]:
 def wrote(name: str, language: str) -> dict[str, Any]:
     base, fields = WRITERS[name]
     first, second = corpus(language)
-    sizes = {"vocab_size": 256, "max_position_embeddings": LENGTH, "is_causal": True, "pad_token_id": None}
+    sizes = TEXT | {"vocab_size": 256, "max_position_embeddings": LENGTH, "is_causal": True, "pad_token_id": None}
 
     def draw(size: int, rng: torch.Generator) -> Batch:
         starts = torch.randint(len(first) - LENGTH, (size,), generator=rng).numpy()

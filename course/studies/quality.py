@@ -22,7 +22,7 @@ def can(name: str, task: str) -> bool:
 def trained(name: str, make: Callable[[], Task], seed: int) -> dict[str, Any]:
     task = make()
     model = build(name, task, seed)
-    history = train(model, task.draw, task.steps, seed)
+    history = train(model, task.draw, task.steps, seed, rate=task.rate)
     return {
         "accuracy": accuracy(model, task),
         "loss": round(sum(history["loss"][-20:]) / 20, 4),

@@ -12,7 +12,7 @@ import torch
 from .record import Run, study
 from .tiny import Batch, build, chosen, encoded, review_task, reviews, tokenizer, train
 
-LENGTH, STEPS, BATCH, TEST, SENTENCES = 512, 80, 16, 600, 600
+LENGTH, STEPS, BATCH, TEST, SENTENCES = 512, 120, 16, 600, 600
 BLOCKS = 8
 # the part of a random matrix that is kept
 CORNER = 32
@@ -103,7 +103,9 @@ def read(name: str) -> dict[str, Any]:
         width = int(batch["attention_mask"].sum(-1).max())
         return batch | {key: batch[key][:, :width] for key in ("input_ids", "attention_mask")}
 
-    history = train(model, unpadded, task.steps, batch_size=BATCH, watched="mixture" if name == "mixture" else "")
+    history = train(
+        model, unpadded, task.steps, batch_size=BATCH, rate=task.rate, watched="mixture" if name == "mixture" else ""
+    )
     result: dict[str, Any] = {"loss": history["loss"], "seconds": history["seconds"]}
     result["reviews"] = judged(model, encoded("test", 0, TEST, LENGTH))
     result["sentences"] = judged(model, sentences())
@@ -122,5 +124,3 @@ def reading() -> Iterator[Run]:
     yield "lengths", lambda: [len(ids) for ids in tokenizer()(list(reviews()["test"]["text"][:TEST])).input_ids]
     for name in LONG_MODELS:
         yield name, lambda name=name: read(name)
-
-

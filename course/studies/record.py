@@ -45,14 +45,13 @@ def path_of(name: str) -> Path:
 @cache
 def load(name: str) -> dict[str, Any]:
     """A study with all its runs, made where they are missing: `runs`, and `about`, where they were made."""
-    from . import language, quality, reading, settings  # noqa: F401
-
     record(name)
     return json.loads(path_of(name).read_text(encoding="utf-8"))
 
 
 def record(name: str) -> None:
     """Make the runs of a study that its record lacks."""
+    study_names()
     path = path_of(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"runs": {}}
@@ -68,12 +67,18 @@ def record(name: str) -> None:
         print(f"{name}: {run}, {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def main(names: list[str]) -> None:
-    from . import language, quality, reading, settings  # noqa: F401
+def study_names() -> list[str]:
+    """All studies."""
+    from . import language, quality, reading, relatives, settings  # noqa: F401
 
-    for name in names or STUDIES:
-        if name not in STUDIES:
-            raise SystemExit(f"{name!r} is no study: choose one of {', '.join(STUDIES)}")
+    return list(STUDIES)
+
+
+def main(names: list[str]) -> None:
+    known = study_names()
+    for name in names or known:
+        if name not in known:
+            raise SystemExit(f"{name!r} is no study: choose one of {', '.join(known)}")
         record(name)
 
 

@@ -15,6 +15,7 @@ from .record import Run, study
 from .tiny import (
     LANGUAGE_HEADS,
     SIZES,
+    TEXT,
     Task,
     accuracy,
     answers,
@@ -81,7 +82,7 @@ def hardened(model: nn.Module, task: Task, harden: Callable[[torch.Tensor], torc
 def sorted_once(make: Callable[[], Task], fields: dict[str, Any], hard: bool) -> dict[str, Any]:
     task = make()
     model = build("sinkhorn", task, **fields)
-    history = train(model, task.draw, task.steps)
+    history = train(model, task.draw, task.steps, rate=task.rate)
     result = {"accuracy": accuracy(model, task), "seconds": history["seconds"]}
     if hard:
         result |= {"assignment": hardened(model, task, assignment), "best of row": hardened(model, task, best_of_row)}
@@ -99,12 +100,12 @@ def balancing() -> Iterator[Run]:
             yield f"copy/{name}/{temperature}", lambda fields=fields: sorted_once(copy_task, fields, hard=False)
 
 
-def classified(family: str, seed: int = 0, steps: int = 60, **settings: Any) -> dict[str, Any]:
+def classified(family: str, seed: int = 0, steps: int = 120, **settings: Any) -> dict[str, Any]:
     """Train the family's subject on the reviews with settings of `train` or of the model."""
     task = review_task(steps=steps)
     own = {name: settings.pop(name) for name in list(settings) if name in ("hidden_dropout",)}
     model = build(SUBJECTS[family], task, seed, **own)
-    history = train(model, task.draw, steps, seed, watched=WATCHED[family], **settings)
+    history = train(model, task.draw, steps, seed, watched=WATCHED[family], **{"rate": task.rate} | settings)
     return {"accuracy": accuracy(model, task)} | history
 
 
@@ -113,7 +114,7 @@ def rates() -> Iterator[Run]:
     for family in SUBJECTS:
         for rate in RATES:
             for clip in CLIPS:
-                settings = {"rate": rate, "clip": clip, "steps": 40}
+                settings = {"rate": rate, "clip": clip, "steps": 100}
                 yield f"{family}/{rate}/{clip}", lambda family=family, s=settings: classified(family, **s)
 
 
@@ -132,18 +133,18 @@ def chosen_once(family: str, seed: int, settings: dict[str, Any]) -> dict[str, A
 def pretrained(family: str, objective: str) -> nn.Module:
     """A language model of the family, or with `warm` a masked BERT of the same sizes made into one."""
     length, steps = 64, 200
-    fields = {"vocab_size": 2000, "max_position_embeddings": length, "pad_token_id": 256}
+    fields = TEXT | {"vocab_size": 2000, "max_position_embeddings": length, "pad_token_id": 256}
     if objective == "warm":
-        sizes = {name: size for name, size in SIZES.items() if name != "hidden_dropout"}
+        sizes = {name: size for name, size in (SIZES | fields).items() if name != "hidden_dropout"}
         torch.manual_seed(0)
-        config = BertConfig(**fields, **sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        config = BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         source = BertForMaskedLM(config)
-        train(source, masked_draw(length), steps, rate=4e-3)
+        train(source, masked_draw(length), steps, rate=2e-3)
         own = {"synthesizers": ["dense", "dot_product"]} if family == "synthesizer" else {"block_size": 8}
         return convert(source, family, **own).model
     task = Task(LANGUAGE_HEADS[objective], fields | {"is_causal": objective == "causal"}, *[None] * 3, steps)
     model = build(SUBJECTS[family], task)
-    train(model, (masked_draw if objective == "masked" else causal_draw)(length), steps, rate=4e-3)
+    train(model, (masked_draw if objective == "masked" else causal_draw)(length), steps, rate=2e-3)
     return model
 
 
@@ -161,7 +162,7 @@ def started(family: str, start: str) -> dict[str, Any]:
         missing = model.base_model.load_state_dict(base, strict=False)
         if missing.missing_keys or missing.unexpected_keys:
             raise ValueError(f"{start}: {missing}")
-    history = train(model, task.draw, task.steps)
+    history = train(model, task.draw, task.steps, rate=task.rate)
     right = answers(model, task, encoded("test", 0, TEST, 64))
     return {"accuracy": round(right.mean().item(), 4), "tested": TEST, "loss": history["loss"]}
 
