@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from pathlib import Path
 
 import jupytext
 
@@ -17,6 +16,7 @@ from .exhibit import BUILD, LANGUAGES, ROOT
 
 MATHJAX = "mathjax@3.2.2"
 SITE, PAGES = BUILD / "site", ROOT / "course"
+HEADER = "---\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n\n"
 # the first cell of each notebook
 START = """```{code-cell} python
 # start Jupyter in the repository, or set its folder here
@@ -64,9 +64,8 @@ def notebook(text: str, language: str) -> str:
     text = re.sub(r"```\{(exhibit|source|file)\} (\S+)\n```", cell, text)
     # a solution stays hidden until its cell is run
     text = re.sub(r"^:::(\{dropdown\} (.*))?$", lambda m: f"**{m[2]}**\n" if m[2] else "", text, flags=re.MULTILINE)
-    header = "---\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n\n"
-    text = text.removeprefix(header)
-    book = jupytext.reads(header + START + text, fmt="md:myst")
+    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    book = jupytext.reads(HEADER + START + text, fmt="md:myst")
     return jupytext.writes(book, fmt="ipynb")
 
 

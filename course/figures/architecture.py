@@ -122,7 +122,7 @@ def show_tree(family: str) -> Callable[[dict[str, Any], Text], Shown]:
         nodes = data["nodes"]
         known = {node["name"] for node in nodes}
         parents = [parent_of(node["name"], known) for node in nodes]
-        text = [f"{node['name'].rpartition('.')[2] or node['class']}<br>{node['shape']}" for node in nodes]
+        text = [f"{node['name'].rpartition('.')[2] or 'model'}<br>{node['shape']}" for node in nodes]
         parameters = t("parameters", "参数")
         figure = go.Figure(
             go.Icicle(

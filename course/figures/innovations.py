@@ -37,7 +37,7 @@ def scores(names: Sequence[str], tasks: Sequence[str]) -> dict[str, Any]:
             if all(runs):
                 result["accuracy"].setdefault(name, {})[task] = [run["accuracy"] for run in runs]
                 result["parameters"].setdefault(name, {})[task] = runs[0]["parameters"]
-        result["about"] = record["about"] | {"seeds": f"0 to {SEEDS - 1}"}
+        result["about"] = record["about"]
     return result
 
 

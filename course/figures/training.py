@@ -10,7 +10,17 @@ from ..benchmarks import benchmark
 from ..exhibit import Shown, Text, exhibit
 from ..plots import deviation, interval, laid_out, lines, mean
 from ..studies.record import load
-from ..studies.settings import CHOICES, CLIPS, LABELLED, RATES, STARTS, SUBJECTS, WATCHED
+from ..studies.settings import (
+    CHOICES,
+    CLIPS,
+    LABELLED,
+    PRETRAINING,
+    RATED,
+    RATES,
+    STARTS,
+    SUBJECTS,
+    WATCHED,
+)
 
 START_NAMES = {
     "scratch": ("from scratch", "从零开始"),
@@ -90,9 +100,9 @@ def show_starts(family: str) -> Callable[[dict[str, Any], Text], Shown]:
             t(
                 f"Best: {START_NAMES[best][0]}, {data['runs'][best]['accuracy']:.3f}. Its interval "
                 f"{'does not overlap' if apart else 'overlaps'} that of training from scratch. The pre-trainings here last "
-                "200 steps; the repository's records hold longer ones (`benchmarks`, pretraining.md and warm_start.md).",
+                f"{PRETRAINING} steps; the repository's records hold longer ones (`benchmarks`, pretraining.md and warm_start.md).",
                 f"最好的是“{START_NAMES[best][1]}”，{data['runs'][best]['accuracy']:.3f}；其区间与从零开始的区间"
-                f"{'不重叠' if apart else '重叠'}。这里的预训练只有 200 步；更长的预训练见仓库记录（`benchmarks` 中的 "
+                f"{'不重叠' if apart else '重叠'}。这里的预训练只有 {PRETRAINING} 步；更长的预训练见仓库记录（`benchmarks` 中的 "
                 "pretraining.md 与 warm_start.md）。",
             ),
             header=[t("start", "起点"), t("accuracy", "准确率"), t("95 % interval", "95% 区间")],
@@ -155,8 +165,8 @@ def show_rates(family: str) -> Callable[[dict[str, Any], Text], Shown]:
         return Shown(
             t("Learning rate against clipping", "学习率与梯度裁剪"),
             t(
-                f"Which pair trains fastest, and how large are the gradients of the {words[own][0]}? 100 steps each.",
-                f"哪一组合训练得最快？{words[own][1]}的梯度有多大？各训练 100 步。",
+                f"Which pair trains fastest, and how large are the gradients of the {words[own][0]}? {RATED} steps each.",
+                f"哪一组合训练得最快？{words[own][1]}的梯度有多大？各训练 {RATED} 步。",
             ),
             t(
                 f"Lowest loss at rate {rate} with clipping {'off' if clip == 'None' else clip} ({data['losses'][best]:.3f}). "

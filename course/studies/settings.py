@@ -49,6 +49,8 @@ CHOICES: dict[str, dict[str, Any]] = {
 }
 STARTS = ("scratch", "masked", "causal", "warm")
 LABELLED, TEST = 1000, 1000
+# steps
+PRETRAINING, RATED = 150, 60
 
 
 def assignment(matrices: torch.Tensor) -> torch.Tensor:
@@ -114,7 +116,7 @@ def rates() -> Iterator[Run]:
     for family in SUBJECTS:
         for rate in RATES:
             for clip in CLIPS:
-                settings = {"rate": rate, "clip": clip, "steps": 100}
+                settings = {"rate": rate, "clip": clip, "steps": RATED}
                 yield f"{family}/{rate}/{clip}", lambda family=family, s=settings: classified(family, **s)
 
 
@@ -132,7 +134,7 @@ def chosen_once(family: str, seed: int, settings: dict[str, Any]) -> dict[str, A
 
 def pretrained(family: str, objective: str) -> nn.Module:
     """A language model of the family, or with `warm` a masked BERT of the same sizes made into one."""
-    length, steps = 64, 200
+    length, steps = 64, PRETRAINING
     fields = TEXT | {"vocab_size": 2000, "max_position_embeddings": length, "pad_token_id": 256}
     if objective == "warm":
         sizes = {name: size for name, size in (SIZES | fields).items() if name != "hidden_dropout"}
