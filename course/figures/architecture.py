@@ -194,9 +194,9 @@ def show_innovations(family: str) -> Callable[[dict[str, Any], Text], Shown]:
                 "每个创新点对应哪个公式、哪个配置字段（附默认值）、哪个测试？",
             ),
             t(
-                f"Each of the {len(rows)} parts has a field and a test that compares the fast form with the formulas; the "
+                f"Each of the {len(rows)} parts has a field and a test of its own; the "
                 "names of the tests are read from the repository when this page is built.",
-                f"{len(rows)} 个部分各有一个配置字段，以及一个把快速实现与公式逐步比较的测试；测试名在构建本页时从仓库中读取。",
+                f"{len(rows)} 个部分各有一个配置字段和一个测试；测试名在构建本页时从仓库中读取。",
             ),
             header=[t("part", "部分"), t("equation", "公式"), t("field", "字段"), t("test", "测试")],
             rows=rows,

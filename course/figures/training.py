@@ -11,6 +11,7 @@ from ..exhibit import Shown, Text, exhibit
 from ..plots import deviation, interval, laid_out, lines, mean
 from ..studies.record import load
 from ..studies.settings import (
+    CHOICE_SEEDS,
     CHOICES,
     CLIPS,
     LABELLED,
@@ -185,8 +186,8 @@ def choices() -> dict[str, Any]:
     record = load("choices")
     table = {
         name: {
-            "accuracy": [record["runs"][f"{name}/{seed}"]["accuracy"] for seed in range(3)],
-            "loss": [record["runs"][f"{name}/{seed}"]["loss"] for seed in range(3)],
+            "accuracy": [record["runs"][f"{name}/{seed}"]["accuracy"] for seed in range(CHOICE_SEEDS)],
+            "loss": [record["runs"][f"{name}/{seed}"]["loss"] for seed in range(CHOICE_SEEDS)],
         }
         for name in CHOICES
     }

@@ -48,9 +48,10 @@ CHOICES: dict[str, dict[str, Any]] = {
     "dropout 0.1": {"hidden_dropout": 0.1},
 }
 STARTS = ("scratch", "masked", "causal", "warm")
+CHOICE_SEEDS = 2
 LABELLED, TEST = 1000, 1000
 # steps
-PRETRAINING, RATED = 150, 60
+PRETRAINING, RATED, CHOSEN = 80, 40, 80
 
 
 def assignment(matrices: torch.Tensor) -> torch.Tensor:
@@ -122,13 +123,13 @@ def rates() -> Iterator[Run]:
 
 @study("choices")
 def choices() -> Iterator[Run]:
-    for seed in range(3):
+    for seed in range(CHOICE_SEEDS):
         for name, settings in CHOICES.items():
             yield f"{name}/{seed}", lambda s=seed, x=settings: chosen_once("synthesizer", s, x)
 
 
 def chosen_once(family: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    result = classified(family, seed, **settings)
+    result = classified(family, seed, CHOSEN, **settings)
     return {"accuracy": result["accuracy"], "loss": round(sum(result["loss"][-20:]) / 20, 4)}
 
 

@@ -122,7 +122,7 @@ def chosen(batch: Batch, index: torch.Tensor) -> Batch:
     return {name: tensor[index] for name, tensor in batch.items()}
 
 
-def review_task(length: int = 64, steps: int = 150, train: int = 4000) -> Task:
+def review_task(length: int = 64, steps: int = 110, train: int = 4000) -> Task:
     """Is a review positive? Read up to `length` tokens of it."""
 
     def draw(size: int, rng: torch.Generator) -> Batch:
