@@ -11,7 +11,8 @@ LOWEST_TESTS := common configuration tokenization package/test_hub.py package/te
 	$(addprefix modeling/test_,backbone_oracle.py cache.py generation.py heads.py)
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install quickstart recipes test test-all test-versions coverage common-tests lint benchmark clean
+.PHONY: install quickstart recipes test test-all test-versions coverage common-tests lint benchmark course course-live \
+	course-test clean
 
 install: $(STAMP)
 
@@ -78,6 +79,24 @@ lint: install
 
 benchmark: install
 	$(RUN) -m synkhorn.scripts.benchmark $(ARGS)
+
+$(VENV)/.course: $(STAMP)
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[course]'
+	touch $@
+
+# the course's site in build/course/site, from recorded results and what is computed in minutes
+course: $(VENV)/.course
+	$(TEST) $(RUN) -m course.run
+	$(TEST) $(RUN) -m course.site
+
+# the same, with every recorded result computed anew
+course-live: $(VENV)/.course
+	rm -rf build/course/data build/course/studies
+	COURSE_LIVE=1 $(MAKE) course
+
+# in a browser: Debian's chromium
+course-test: course
+	$(TEST) $(RUN) -m pytest -m 'slow or not slow' tests/course
 
 clean:
 	rm -rf $(VENV) $(LOWEST) build dist *.egg-info
