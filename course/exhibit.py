@@ -125,7 +125,9 @@ def number(value: float, digits: int = 3) -> str:
 def cell(value: Any) -> str:
     """A cell of a table as HTML."""
     # two numbers of one cell stay on one line
-    text = sub(r"(?<=\d) ([·–±]) (?=[\d+-])", "\u00a0\\1\u00a0", escape(value if isinstance(value, str) else number(value)))
+    text = sub(
+        r"(?<=\d) ([·–±]) (?=[\d+-])", "\u00a0\\1\u00a0", escape(value if isinstance(value, str) else number(value))
+    )
     text = sub(r"`([^`]+)`", r"<code>\1</code>", text)
     text = sub(r"\[([^\]]+)\]\((https?://[^)]+)\)", r'<a class="external" href="\2">\1</a>', text)
     return sub(r"\$([^$]+)\$", r'<span class="math notranslate nohighlight">\\(\1\\)</span>', text)

@@ -64,11 +64,7 @@ def record(name: str) -> None:
         torch.set_num_threads(1)
         start = time.perf_counter()
         saved["runs"][run] = function()
-        saved["about"] = (
-            {"command": f"python -m course.studies.record {name}"}
-            | machine()
-            | {"threads": "1"}
-        )
+        saved["about"] = {"command": f"python -m course.studies.record {name}"} | machine() | {"threads": "1"}
         lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in saved["runs"].items())
         write_whole(path, f'{{\n"about": {json.dumps(saved["about"])},\n"runs": {{\n{lines}\n}}\n}}\n')
         print(f"{name}: {run}, {time.perf_counter() - start:.0f} s", flush=True)
