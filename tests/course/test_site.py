@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.parse import urldefrag
 
 import pytest
-from bs4 import BeautifulSoup
 
+BeautifulSoup = pytest.importorskip("bs4", reason="needs pip install 'synkhorn[course]'").BeautifulSoup
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "build" / "course" / "site"
