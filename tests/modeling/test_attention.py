@@ -62,20 +62,18 @@ def test_sdpa_equals_eager_across_tiles(variant, is_causal):
     assert_same(gradients(sdpa, attention, x, mask), gradients(eager, attention, x, mask), 1e-10)
 
 
-@pytest.mark.parametrize("variant", [SYNTHESIZERS, *SINKHORN_VARIANTS[:-2]], ids=name_of)
+@pytest.mark.parametrize("variant", [SYNTHESIZERS, *SINKHORN_VARIANTS[:4], *SINKHORN_VARIANTS[9:11]], ids=name_of)
 def test_causality_is_exact(variant):
     model = model_of(config_of(variant, is_causal=True))
-    is_local = isinstance(variant, dict) and variant.get("sort_net") == "none"
     for form in FORMS:
         model.set_attn_implementation(form)
         # block 2 is the first with a choice
         for position in (0, 3, 4, 9, 12):
             embeds = torch.randn(2, 13, 18, requires_grad=True)
             model(inputs_embeds=embeds).last_hidden_state[:, position].square().sum().backward()
-            assert embeds.grad[:, position + 1 :].abs().sum() == 0
-            # the past is read, also beyond the own block
-            seen = embeds.grad[0, : position + 1].abs().sum(-1)
-            assert seen[-1] > 0 and (seen[: position // 4 * 4].sum() > 0 or position < 4 or is_local)
+            assert not embeds.grad[:, position + 1 :].any()
+            # the past is read, beyond the own block too
+            assert embeds.grad[0, position].any() and (position < 4 or embeds.grad[0, : position // 4 * 4].any())
 
 
 @pytest.mark.parametrize(

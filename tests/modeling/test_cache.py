@@ -1,7 +1,5 @@
 """The caches: what a model says with one is what it says without, at every step and in every variant."""
 
-import copy
-
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
@@ -105,25 +103,6 @@ def test_a_cropped_cache_goes_on_exactly(name, kind):
 
 
 @pytest.mark.parametrize("name", SOME_CAUSAL)
-@torch.no_grad()
-def test_rows_of_a_cache_are_chosen_repeated_and_reordered(name):
-    model = causal_model(name)
-    ids, mask = random_ids(3, LENGTH), padding(3, LENGTH, "left")
-    changes = {
-        "reorder_cache": (torch.tensor([2, 0, 0]), [2, 0, 0]),
-        "batch_select_indices": (torch.tensor([1, 2]), [1, 2]),
-        "batch_repeat_interleave": (2, [0, 0, 1, 1, 2, 2]),
-    }
-    for method, (argument, rows) in changes.items():
-        cache = cache_of(model, "dynamic")
-        run(model, ids, mask, cache, [9, 1, 1])
-        getattr(cache, method)(argument)
-        chosen, seen = ids[rows], mask[rows]
-        expected = model(chosen, attention_mask=seen, use_cache=False).logits[:, 11:]
-        assert_same_where_valid(logits_of(run(model, chosen, seen, cache, [1] * 12, start=11)), expected, None)
-
-
-@pytest.mark.parametrize("name", SOME_CAUSAL)
 def test_gradients_flow_through_a_cache(name):
     model = causal_model(name).double()
     ids, mask = random_ids(3, LENGTH), padding(3, LENGTH, "left")
@@ -136,38 +115,6 @@ def test_gradients_flow_through_a_cache(name):
     assert grads[0].keys() == grads[1].keys()
     for parameter, expected in grads[0].items():
         torch.testing.assert_close(grads[1][parameter], expected, atol=1e-8, rtol=1e-8)
-
-
-@pytest.mark.parametrize("kind", ["dynamic", "static"])
-@pytest.mark.parametrize("name", ["synthesizer-random+dot_product", "sinkhorn-default"])
-@torch.no_grad()
-def test_a_cache_is_copied_and_reset(name, kind):
-    model = causal_model(name)
-    ids = random_ids(2, LENGTH)
-    expected = model(ids, use_cache=False).logits
-    cache = cache_of(model, kind)
-    run(model, ids, None, cache, [10, 1])
-    twin = copy.deepcopy(cache)
-    run(model, random_ids(2, LENGTH, seed=3), None, cache, [1, 2], start=11)
-    assert_same_where_valid(logits_of(run(model, ids, None, twin, [1] * 12, start=11)), expected[:, 11:], None)
-    cache.reset()
-    assert int(cache.get_seq_length()) == 0
-    assert_same_where_valid(logits_of(run(model, ids, None, cache, SPLITS["steps"])), expected, None)
-
-
-@pytest.mark.parametrize("kind", ["dynamic", "static"])
-@torch.no_grad()
-def test_an_emptied_cache_remembers_no_block(kind):
-    model = causal_model("sinkhorn-default")
-    ids, other = random_ids(2, LENGTH), random_ids(2, LENGTH, seed=1)
-    expected = model(ids, use_cache=False).logits
-    cache = cache_of(model, kind)
-    for empty in (cache.reset, lambda: cache.crop(-int(cache.get_seq_length()))):
-        # the last token of one text and the first step of the other lie in the same block
-        run(model, other, None, cache, [9, 1])
-        empty()
-        assert_same_where_valid(logits_of(run(model, ids, None, cache, SPLITS["steps"])), expected, None)
-        empty()
 
 
 @torch.no_grad()

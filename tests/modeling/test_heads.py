@@ -134,16 +134,6 @@ def test_multiple_choice_reads_each_choice_by_itself():
         torch.testing.assert_close(logits[row, choice], alone[0, 0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_embeddings_in_place_of_ids(head):
-    model = randomize(head_class(head)(tiny_config(["random", "dot_product"]))).eval()
-    ids = torch.tensor([example(head, 0)["input_ids"]])
-    from_ids = model(input_ids=ids, use_cache=False)
-    from_embeddings = model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False)
-    for one, other in zip(from_ids.to_tuple(), from_embeddings.to_tuple(), strict=True):
-        torch.testing.assert_close(one, other)
-
-
 def test_position_ids_are_read_where_they_are_given():
     model = randomize(synkhorn.SynthesizerModel(tiny_config())).eval()
     ids, mask = random_ids(3, 11), padding(3, 11, "left")
@@ -167,16 +157,6 @@ def test_token_types_are_added():
     model = randomize(synkhorn.SynthesizerModel(tiny_config())).eval()
     zeros = model(ids, token_type_ids=torch.zeros_like(ids)).last_hidden_state
     assert torch.equal(zeros, model(ids).last_hidden_state)
-
-
-def test_tied_and_untied_output_layers():
-    tied = synkhorn.SynthesizerForCausalLM(tiny_config())
-    assert tied.lm_head.weight is tied.model.embeddings.word_embeddings.weight
-    untied = synkhorn.SynthesizerForMaskedLM(tiny_config(tie_word_embeddings=False))
-    assert untied.mlm_decoder.weight is not untied.model.embeddings.word_embeddings.weight
-    for model in (tied, untied):
-        model.resize_token_embeddings(47)
-        assert model(random_ids(1, 5)).logits.shape == (1, 5, 47)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -239,21 +219,6 @@ def test_hidden_dropout_drops_each_residual_branch_and_the_embeddings():
     embeddings = synkhorn.SynthesizerModel(config).train().embeddings
     dropped = embeddings(random_ids(1, 9), None, torch.arange(9)[None], None)
     assert 0.3 < (dropped == 0).float().mean() < 0.7
-
-
-@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice"])
-def test_classifier_dropout(head):
-    ids = torch.tensor([example(head, 0)["input_ids"]])
-    for probability, same in ((0.0, True), (0.5, False)):
-        model = randomize(head_class(head)(tiny_config(classifier_dropout=probability))).train()
-        assert torch.equal(model(ids).logits, model(ids).logits) == same
-
-
-def test_a_configuration_without_return_dict_gives_tuples():
-    for head in HEADS:
-        model = head_class(head)(tiny_config(return_dict=False)).eval()
-        outputs = model(torch.tensor([example(head, 0)["input_ids"]]))
-        assert isinstance(outputs, tuple) and outputs[0].isfinite().all()
 
 
 def test_the_trainer_smooths_shifted_labels(tmp_path):

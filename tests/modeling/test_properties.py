@@ -7,33 +7,15 @@ import torch
 from comparison import TOLERANCE, assert_same, attend, eager, gradients, loop, rows_of, sdpa
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import VOCABULARY, configs, implementations, mask_of, optional, padded_rows, seeds
-from variants import randomize
+from strategies import VOCABULARY, configs, implementations, mask_of, normal, optional, padded_rows, seeds
+from variants import attention_of, model_of
 
-from synkhorn import FAMILIES
-from synkhorn.configuration.configuration_backbone import BackboneConfig
 from synkhorn.modeling.softmax_attention import split_heads
 
-MODELS = {name: family.model_class("Model") for name, family in FAMILIES.items()}
 HALVES = [torch.bfloat16, torch.float16]
 
 
 pytestmark = pytest.mark.usefixtures("small_tiles")
-
-
-def attention_of(config: BackboneConfig, seed: int, scale: float = 0.4) -> torch.nn.Module:
-    """The attention of a layer in evaluation, in float64."""
-    attention_class = MODELS[config.model_type].attention_class
-    return randomize(attention_class(config, 0).double(), seed, scale).eval()
-
-
-def model_of(config: BackboneConfig, seed: int, scale: float = 0.4) -> torch.nn.Module:
-    """A base model in evaluation, in float64."""
-    return randomize(MODELS[config.model_type](config).double(), seed, scale).eval()
-
-
-def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 @given(st.data(), configs(longest=9), seeds)
@@ -88,7 +70,7 @@ def test_nothing_is_infinite_or_no_number(data, config, seed, implementation, dt
     mask[-1] &= data.draw(st.booleans())
     # weights as large as that have gradients that float16 cannot hold
     assume(scale < 1 or dtype != torch.float16)
-    model = model_of(config, seed, scale).to(torch.float32 if autocast else dtype)
+    model = model_of(config, seed=seed, scale=scale).to(torch.float32 if autocast else dtype)
     model.set_attn_implementation(implementation)
     ids = torch.randint(0, VOCABULARY, mask.shape, generator=torch.Generator().manual_seed(seed))
     for is_training in (False, True):
@@ -118,7 +100,7 @@ def test_half_precision_is_close(data, config, seed, implementation, dtype):
 def test_the_content_of_padding_never_matters(data, config, seed, implementation, size):
     rows = data.draw(padded_rows(config.max_position_embeddings))
     mask = mask_of(rows)
-    model = model_of(config, seed)
+    model = model_of(config, seed=seed).double()
     model.set_attn_implementation(implementation)
     embeds = normal(*mask.shape, config.hidden_size, seed=seed).requires_grad_()
     outputs = model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
@@ -132,7 +114,7 @@ def test_the_content_of_padding_never_matters(data, config, seed, implementation
 @given(st.data(), configs(), seeds)
 def test_the_order_of_calls_never_matters(data, config, seed):
     """Nothing of a call stays: other inputs, gradients, training steps and forms in between change no later call."""
-    model = model_of(config, seed)
+    model = model_of(config, seed=seed).double()
     calls = []
     for number in range(2):
         rows = data.draw(padded_rows(config.max_position_embeddings))
@@ -163,11 +145,11 @@ def test_causality_is_exact(data, config, seed, implementation):
     rows = data.draw(padded_rows(config.max_position_embeddings))
     mask = mask_of(rows)
     position = data.draw(st.integers(0, mask.shape[1] - 1))
-    model = model_of(config, seed)
+    model = model_of(config, seed=seed).double()
     model.set_attn_implementation(implementation)
     embeds = normal(*mask.shape, config.hidden_size, seed=seed).requires_grad_()
-    outputs = model(inputs_embeds=embeds, attention_mask=optional(mask)).last_hidden_state[:, position]
-    outputs = outputs[mask[:, position]]
+    outputs = model(inputs_embeds=embeds, attention_mask=optional(mask)).last_hidden_state[:, : position + 1]
+    outputs = outputs[mask[:, : position + 1]]
     (outputs * normal(*outputs.shape, seed=seed)).sum().backward()
     assert not embeds.grad[:, position + 1 :].any()
 
@@ -175,7 +157,7 @@ def test_causality_is_exact(data, config, seed, implementation):
 @given(st.data(), configs(), seeds)
 def test_resizing_keeps_what_was_learned(data, config, seed):
     shortest = getattr(config, "block_size", 1) * (getattr(config, "sortcut_blocks", None) or 1)
-    model = model_of(config, seed)
+    model = model_of(config, seed=seed).double()
     length = config.max_position_embeddings
     shorter = data.draw(st.integers(min(shortest, length), length))
     ids = torch.randint(0, VOCABULARY, (1, shorter), generator=torch.Generator().manual_seed(seed))

@@ -8,11 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import VOCABULARY, configs, implementations, mask_of, optional, padded_rows, seeds
 from transformers import DynamicCache, StaticCache
-from variants import randomize
+from variants import model_of
 
-from synkhorn import FAMILIES
-
-MODELS = {name: family.model_class("ForCausalLM") for name, family in FAMILIES.items()}
 # what is done to a cache, and an amount or a choice
 STEPS = st.tuples(st.sampled_from(["add", "add", "add", "crop", "copy", "choose", "reset"]), st.integers(0, 2**10))
 
@@ -64,7 +61,11 @@ class Text:
         """Keep some of the rows, in another order and more than once, as beams are."""
         if self.length and isinstance(self.cache, DynamicCache):
             rows = torch.tensor([amount >> shift for shift in range(len(self.ids))]) % len(self.ids)
-            self.cache.reorder_cache(rows)
+            if amount % 3:
+                getattr(self.cache, "reorder_cache" if amount % 3 == 1 else "batch_select_indices")(rows)
+            else:
+                rows = torch.arange(len(self.ids)).repeat_interleave(2)
+                self.cache.batch_repeat_interleave(2)
             self.ids, self.mask = self.ids[rows], self.mask[rows]
 
     def reset(self, amount: int) -> None:
@@ -78,7 +79,7 @@ class Text:
 @torch.no_grad()
 def test_a_cache_says_what_the_whole_text_says(data, config, seed, implementation, is_static):
     rows = data.draw(padded_rows(config.max_position_embeddings))
-    model = randomize(MODELS[config.model_type](config).double(), seed).eval()
+    model = model_of(config, "ForCausalLM", seed).double()
     model.set_attn_implementation(implementation)
     text = Text(model, mask_of(rows, config.max_position_embeddings), is_static, seed)
     for step, amount in data.draw(st.lists(STEPS, min_size=1, max_size=9)):

@@ -7,9 +7,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import configs, implementations, mask_of, optional, padded_rows, seeds
 from torch.func import functional_call
-from variants import randomize
+from variants import attention_of
 
-from synkhorn import FAMILIES, causal_sinkhorn, sinkhorn
+from synkhorn import causal_sinkhorn, sinkhorn
 from synkhorn.configuration.configuration_sinkhorn import BLOCK_POOLINGS, COMBINES
 from synkhorn.modeling.rows import Rows
 from synkhorn.modeling.sinkhorn_attention import Options, literal_sinkhorn_attention, sinkhorn_attention
@@ -18,7 +18,6 @@ from synkhorn.modeling.sinkhorn_sort import Blocks, causal_sums, log_causal_sink
 from synkhorn.modeling.synthesizer_kernels import tiled_attention, written_attention
 from synkhorn.modeling.synthesizer_logits import Logits
 
-MODELS = {name: family.model_class("Model") for name, family in FAMILIES.items()}
 LONGEST = 7
 rows_of_texts = padded_rows(LONGEST, most=3).map(mask_of).map(Rows.padded)
 widths = st.integers(1, 3)
@@ -43,7 +42,7 @@ def test_attention_of_any_configuration(data, config, seed, implementation):
     """With respect to its input and every parameter, but for straight-through, whose gradient is another's."""
     assume(not getattr(config, "sort_hard", False))
     config._attn_implementation = implementation
-    attention = randomize(MODELS[config.model_type].attention_class(config, 0).double(), seed).eval()
+    attention = attention_of(config, seed)
     mask = mask_of(data.draw(padded_rows(config.max_position_embeddings, most=2)))
     names, parameters = zip(*attention.named_parameters(), strict=True)
     x = draws(seed)(*mask.shape, config.hidden_size)

@@ -9,10 +9,9 @@ import torch
 from comparison import assert_same
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import VOCABULARY, configs, implementations, seeds
-from variants import randomize
+from strategies import VOCABULARY, configs, implementations, normal, seeds
+from variants import model_of
 
-import synkhorn
 from synkhorn.modeling import (
     input_checks,
     modeling_backbone,
@@ -83,15 +82,6 @@ def static_graph() -> ExitStack:
     return stack
 
 
-def model_of(config, seed: int, dtype: torch.dtype, head: str = "Model", scale: float = 0.4) -> torch.nn.Module:
-    model_class = getattr(synkhorn, f"{config.model_type.title()}{head}")
-    return randomize(model_class(config).to(dtype), seed, scale).eval()
-
-
-def normal(*shape: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
 def with_gradients(model, tokens, outputs_of) -> tuple:
     """What `outputs_of` gives for the tokens, and the gradients of a fixed random sum of it: see `assert_same`."""
     model.zero_grad()
@@ -109,7 +99,7 @@ def test_every_layout_is_the_texts_one_by_one(data, config, seed, implementation
     kinds = PADDED if is_static else PADDED + PACKED
     # a graph counts what is masked
     layout = data.draw(layouts(lengths, longest if is_static else longest + 3, kinds))
-    model = model_of(config, seed, dtype)
+    model = model_of(config, seed=seed).to(dtype)
     model.set_attn_implementation(implementation)
 
     def together(tokens):
@@ -131,7 +121,7 @@ def test_attentions_are_those_of_the_texts_alone(data, config, seed):
     """In the places of the input, and 0 between texts; sort matrices by text."""
     lengths = data.draw(lengths_of_texts(config))
     layout = data.draw(layouts(lengths, config.max_position_embeddings + 3, PADDED + PACKED))
-    model = model_of(config, seed, torch.float64)
+    model = model_of(config, seed=seed).double()
     model.set_attn_implementation("eager")
     tokens = normal(sum(lengths), config.hidden_size, seed=seed, dtype=torch.float64)
     together = model(inputs_embeds=layout.of(tokens), **layout.arguments, output_attentions=True)
@@ -176,7 +166,7 @@ def test_heads_and_their_losses(data, head, seed, implementation, is_sparse, is_
         config.classifier_pooling = data.draw(st.sampled_from(["mean", "last"] + ["cls"] * (not config.is_causal)))
     lengths = data.draw(lengths_of_texts(config))
     layout = data.draw(layouts(lengths, config.max_position_embeddings, PADDED if is_static else PADDED + PACKED))
-    model = model_of(config, seed, torch.float64, head)
+    model = model_of(config, head, seed).double()
     model.set_attn_implementation(implementation)
     # in training mode, for sparse predictions
     model.train(is_sparse)
@@ -241,7 +231,7 @@ def test_heads_and_their_losses(data, head, seed, implementation, is_sparse, is_
 def test_rows_of_nothing_but_padding_are_finite_and_change_nothing(data, config, seed, implementation):
     lengths, longest = data.draw(lengths_of_texts(config)), config.max_position_embeddings
     layout = data.draw(layouts(lengths, longest, PADDED))
-    model = model_of(config, seed, torch.float64)
+    model = model_of(config, seed=seed).double()
     model.set_attn_implementation(implementation)
     empty = data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))
     mask = layout.mask & ~torch.tensor(empty)[:, None]

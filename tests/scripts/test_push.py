@@ -122,8 +122,3 @@ def test_a_card_without_metadata_is_refused(checkpoint, tmp_path):
 def test_arguments_that_do_not_fit(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         push.main([str(tmp_path), *options])
-
-
-def test_a_missing_folder(tmp_path):
-    with pytest.raises(ValueError, match="checkpoint=.*missing' is no folder"):
-        push.main([str(tmp_path / "missing"), "--to", "user/name"])

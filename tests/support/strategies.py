@@ -126,3 +126,7 @@ def mask_of(rows: list[Row], length: int | None = None) -> torch.Tensor:
 def optional(mask: torch.Tensor) -> torch.Tensor | None:
     """No mask where nothing is padded, as a caller would give it."""
     return None if mask.all() else mask
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
