@@ -1,6 +1,7 @@
 """The models that the families share: their common base class, and the base model without a head."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -329,5 +330,6 @@ class BackboneModel(BackbonePreTrainedModel):
         if past_key_values is None and use_cache and config.is_causal and not (recomputes or rows.is_packed):
             past_key_values = with_own_layers(DynamicCache(), self.cache_layers, config.num_hidden_layers)
         if past_key_values is not None and not is_static():
-            past_key_values.layers[0].check_mask(mask, int(past), end)
+            first: Any = past_key_values.layers[0]
+            first.check_mask(mask, int(past), end)
         return rows, past_key_values

@@ -236,7 +236,8 @@ class BlockSort(nn.Module):
         columns = pooled if keys is None else keys
         if self.config.is_balanced:
             matrices, index = self.matrices(pooled, columns, None)
-            return tuple(None if x is None else x.take_along_dim(row[..., None], 2) for x in (matrices, index))
+            matrices, index = (None if x is None else x.take_along_dim(row[..., None], 2) for x in (matrices, index))
+            return matrices, index
         seen = (torch.arange(pooled.shape[1], device=pooled.device) < row)[:, :, None]  # (B, 1, 1, n)
         logits = precise(self.logits(pooled.take_along_dim(row, 1), columns))
         return self.choose(masked(logits, seen), seen)

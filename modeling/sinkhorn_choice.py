@@ -60,7 +60,7 @@ class Choice(NamedTuple):
     """
 
     weights: torch.Tensor
-    index: torch.Tensor | None
+    index: torch.Tensor | None  # type: ignore[assignment]
     m: int
 
     @classmethod

@@ -276,7 +276,8 @@ def log_sums_so_far(matrix: torch.Tensor) -> torch.Tensor:
 
 def written_log_sums(matrix: torch.Tensor) -> torch.Tensor:
     """As `log_sums_so_far`, each sum written out, (..., n, n, n)."""
-    later = future_keys(*matrix.shape[-2:], 0, matrix.device)[..., None]  # (n, n, 1): up to a row, a row
+    n = matrix.shape[-1]
+    later = future_keys(n, n, 0, matrix.device)[..., None]  # (n, n, 1): up to a row, a row
     return matrix[..., None, :, :].masked_fill(later, -torch.inf).logsumexp(-2)
 
 

@@ -98,7 +98,7 @@ def load_splits(
     }
 
 
-def described(data: DataArguments) -> dict[str, str | None]:
+def described(data: DataArguments) -> dict[str, Any]:
     """The data in a model card: `dataset_name`, and `dataset_id` and `language` where they are known."""
     if data.dataset == PACKAGED:
         name = "IMDb (training half, own split)"

@@ -129,6 +129,7 @@ class Classification(FinetuneTask):
     def baseline(self, train: Dataset, inputs: Dataset) -> Scores:
         """The metrics of the most frequent class; of all classes that most texts have; or of the mean."""
         known, right = np.array(train["labels"]), inputs["labels"]
+        guess: Any
         if self.problem == ONE_CLASS:
             guess, named = self.labels[np.bincount(known).argmax()], self.classes(inputs)
         elif self.problem == NUMBER:

@@ -165,7 +165,7 @@ class Comparison(Entrants):
                 "parameters": model.num_parameters(),
                 "curve": [[entry["step"], entry["seconds"], entry[key]] for entry in history[:-1] if key in entry],
             }
-            finish(arguments, results)
+            finish(trainer, results, {})
         for left in folder.glob("checkpoint-*"):
             shutil.rmtree(left)
         return results

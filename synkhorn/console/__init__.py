@@ -104,7 +104,8 @@ def check(command: str, arguments: list[str]) -> None:
         SystemExit: after help, or a message of one line.
     """
     names, defaults_of, first = READ[command]
-    dataclasses, description, task = [declared(name) for name in names], documented(command), None
+    dataclasses: list[Any] = [declared(name) for name in names]
+    description, task = documented(command), None
     if command in WITH_TASKS:
         task, *arguments = arguments
         own = declared(f"{task_module(task)}:{task_class(task)}Arguments")

@@ -133,7 +133,7 @@ log_sums_so_far -> (lambda x: x.logsumexp(-2, keepdim=True))
 test_sinkhorn_balancing.py::test_causal_balancing_chooses_from_the_past_and_leaks_nothing
 a cache is read by another mask than it was filled with
 modeling_backbone.BackboneModel._rows
-past_key_values.layers[0].check_mask(mask, int(past), end) -> None
+first.check_mask(mask, int(past), end) -> None
 test_cache.py::test_a_mask_that_contradicts_the_one_of_a_cache_is_an_error
 copied layers of a cache write into one tensor
 position_cache.PositionLayer.prepare
