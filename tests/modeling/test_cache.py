@@ -1,5 +1,7 @@
 """The caches: what a model says with one is what it says without, at every step and in every variant."""
 
+import copy
+
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
