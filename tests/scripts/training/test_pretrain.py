@@ -244,9 +244,9 @@ def test_a_checkpoint_goes_on_at_a_greater_length(texts, tmp_path):
     [
         ({"dataset": "reviews"}, "name a dataset or files, and not both"),
         ({"validation_size": 120}, "validation_size=120 must lie in 1 to 119"),
-        ({"model_config": '{"blok_size": 8}'}, "--model_config has blok_size: no fields of SinkhornConfig"),
-        ({"model_config": '{"block_size": 8'}, "is no valid JSON"),
-        ({"model_config": "absent.yaml"}, "must be a JSON object, or an existing .json or .yaml file"),
+        ({"model_config": '{"blok_size": 8}'}, "--model_config has blok_size: not fields of SinkhornConfig"),
+        ({"model_config": '{"block_size": 8'}, "is not valid JSON"),
+        ({"model_config": "absent.yaml"}, "must be a JSON object, such as .*, or an existing .json or .yaml file"),
         ({"model_config": '{"max_position_embeddings": 16, "block_size": 8}'}, "max_length=32 is more than .*=16"),
         ({"max_length": 1}, "max_length=1 must be at least 2"),
         ({"mlm_probability": 1.5}, "mlm_probability=1.5 must lie between 0 and 1"),
@@ -276,7 +276,7 @@ def test_a_folder_of_anything_else_is_left_alone(texts, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "thesis.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match="is no run of pretrain: choose a new folder"):
+    with pytest.raises(FileExistsError, match="is not a run of pretrain: choose a new folder"):
         pretrain.main(pretraining(texts, folder, max_steps=2))
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
     # an option about checkpoints keeps them
