@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .rows import Rows
 from .sinkhorn_choice import Choice, divisor
-from .sinkhorn_kernels import block_attention, sorted_and_own, sorted_blocks
+from .sinkhorn_kernels import block_attention, runs_on_cpu, sorted_and_own, sorted_blocks
 from .sinkhorn_sort import Blocks
 from .softmax_attention import fused_attention, precise, seen_softmax
 
@@ -77,6 +77,14 @@ def attend_to_blocks(
     options: Options,
 ) -> torch.Tensor:
     """`sinkhorn_attention` without SortCut on (N, H, b, dh), 0 in empty slots."""
+    heads = range(queries.shape[1])
+    if choice is not None and len(heads) > 1 and runs_on_cpu(queries) and not torch.is_grad_enabled():
+        # one head at a time: the memory of its sorted blocks is used again, which new memory costs more than the work
+        outputs = torch.empty_like(values)
+        for head in heads:
+            q, k, v = (x[:, head : head + 1] for x in (queries, keys, values))
+            outputs[:, head : head + 1] = attend_to_blocks(q, k, v, choice.of_head(head), blocks, options)
+        return outputs
     is_causal, dropout = options.is_causal, options.dropout
     own_seen = None
     if blocks.valid is not None:

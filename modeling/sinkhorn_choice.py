@@ -78,6 +78,11 @@ class Choice(NamedTuple):
         """Of the first sorted blocks of each row."""
         return Choice(self.weights[:, :, :count], None if self.index is None else self.index[:, :, :count], self.m)
 
+    def of_head(self, head: int) -> "Choice":
+        """Of one head, as R rows of one."""
+        part = slice(head, head + 1)
+        return Choice(self.weights[:, part], None if self.index is None else self.index[:, part], self.m)
+
     def split(self, groups: Sequence[tuple[int, int]]) -> "list[Choice]":
         """Those of groups of rows, (row count, n), up to the last block that each has."""
         counts = [count for count, _ in groups]
