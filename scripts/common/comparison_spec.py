@@ -29,7 +29,7 @@ class ComparisonSpec:
         max_length: tokens that a model reads.
         tokenizer: `bytes`; `train`; or a checkpoint as above; by default that of the first entrant.
         vocab_size: tokens of one that is trained.
-        model: fields of all configurations from scratch.
+        model: fields of all configurations from scratch; an entrant leaves one out by `null`.
         training: arguments of Transformers' `Trainer`, for all.
         evaluations: how often each training is measured on the validation split, and saved.
         against: an entrant whose difference to the others is told, seed by seed.

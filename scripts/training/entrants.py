@@ -119,7 +119,7 @@ class Entrants:
     def model(self, name: str, seed: int, tokenizer: Any) -> PreTrainedModel:
         """An entrant before its training."""
         entrant, experiment = self.spec.entrants[name], self.experiment
-        own = {field: value for field, value in entrant.items() if field not in ENTRANT_FIELDS}
+        own = own_fields(entrant, self.spec.model if "model_type" in entrant else {})
         of_task = experiment.fields(experiment.part(seed), tokenizer)
         set_seed(seed)
         if (source := self.source(name, seed)) is not None:
@@ -134,7 +134,7 @@ class Entrants:
             )
         else:
             sizes = {"max_position_embeddings": self.max_length(name)}
-            config = AutoConfig.for_model(entrant["model_type"], **sizes | of_task | self.spec.model | own)
+            config = AutoConfig.for_model(entrant["model_type"], **sizes | of_task | own)
             model = experiment.auto_class.from_config(config)
         if hasattr(model.config, "sparse_prediction"):
             model.config.sparse_prediction = True
@@ -152,16 +152,21 @@ class Entrants:
         return str(folder)
 
 
+def own_fields(entrant: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an entrant's configuration: the shared ones and its own, where `null` leaves a shared one out."""
+    own = {field: value for field, value in entrant.items() if field not in ENTRANT_FIELDS}
+    return {field: value for field, value in {**shared, **own}.items() if value is not None}
+
+
 def check_fields(name: str, entrant: dict[str, Any], shared: dict[str, Any]) -> None:
     """Raise a `ValueError` for a field of an entrant that its configuration does not have."""
     kind = entrant.get("model_type") or entrant.get("convert")
     if kind is None:
         return
     expect(kind in CONFIG_MAPPING, f"entrants.{name}.model_type", kind, "a model_type of Transformers")
-    own = {field: value for field, value in entrant.items() if field not in ENTRANT_FIELDS}
     config_class: type[PreTrainedConfig] = CONFIG_MAPPING[kind]
     known = {entry.name for entry in fields(config_class)}  # type: ignore[arg-type]
-    for field, value in {**own, **(shared if "model_type" in entrant else {})}.items():
+    for field, value in own_fields(entrant, shared if "model_type" in entrant else {}).items():
         right = f"left out: {config_class.__name__} has no such field"
         expect(field in known, f"entrants.{name}.{field}", value, right)
 

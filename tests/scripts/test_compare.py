@@ -22,7 +22,7 @@ SPEC = {
     "title": "Tiny",
     "task": {"name": "copy", "vocab_size": 8, "block_size": 4, "num_blocks": 4, "distance": 2, "evaluation_size": 10},
     "max_length": 16,
-    "model": SIZES,
+    "model": SIZES | {"hidden_dropout": 0.0},
     "training": {"per_device_train_batch_size": 4, "bf16": False},
     "budget": {"steps": 4},
     "evaluations": 2,
@@ -32,7 +32,7 @@ SPEC = {
     "entrants": {
         "local": {"model_type": "sinkhorn", "block_size": 4, "sort_net": "none"},
         "sorted": {"model_type": "sinkhorn", "block_size": 4},
-        "BERT": {"model_type": "bert", "is_decoder": True, "learning_rates": [1e-3]},
+        "BERT": {"model_type": "bert", "is_decoder": True, "hidden_dropout": None, "learning_rates": [1e-3]},
     },
 }
 TEXTS = [f"{word} film number {number}" for number in range(15) for word in ("good", "bad")] * 2
@@ -301,3 +301,15 @@ def test_train_synthetic_compares_with_local_attention(tmp_path):
     results = train_synthetic.main(["sort", "--steps", "2", "--output_dir", str(tmp_path)])
     assert [x["entrant"] for x in results] == ["local", "Sinkhorn"]
     assert "| Sinkhorn | 1 |" in (tmp_path / "sort.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "file", sorted(Path(__file__).parents[2].glob("benchmarks/*/*.yaml")), ids=lambda path: path.stem
+)
+def test_every_recorded_file_can_be_run(file, tmp_path):
+    spec = read_spec(yaml.safe_load(file.read_text()))
+    cells = comparison.Comparison(spec, tmp_path, None)
+    assert spec.task["name"] in experiments.EXPERIMENTS
+    if spec.task["name"] not in ("classification", "language_modeling"):
+        row = cells.rows("test", next(iter(spec.entrants)), 0, None, 0)[0]
+        assert len(row["input_ids"]) <= spec.max_length
