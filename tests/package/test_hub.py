@@ -36,14 +36,7 @@ def test_every_head_loads_without_the_package_and_saves_again(tmp_path):
 
 
 def test_every_way_to_push_leaves_a_self_contained_repository(tmp_path):
-    with loopback_hub() as (address, repositories):
-        environment = {
-            "HF_ENDPOINT": address,
-            "HF_TOKEN": "hf_loopback",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": "0",
-            "HF_HOME": str(tmp_path / "home"),
-        }
+    with loopback_hub(tmp_path / "home") as (environment, repositories):
         assert run("push.py", tmp_path, **environment).endswith("pushed\n")
         for name in ("pushed", "saved", "trained", "configured", "every_save", "checkpoint"):
             files = set(repositories[f"user/{name}"])

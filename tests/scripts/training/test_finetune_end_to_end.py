@@ -2,15 +2,13 @@
 
 import itertools
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from processes import python
 from safetensors.torch import load_file
 from task_data import EXTRA, MAKERS, MODELS, TRAINING, classes, from_scratch, grade, write_data, write_jsonl
 from transformers import AutoConfig, pipeline
@@ -44,9 +42,7 @@ def rows_of(path: Path) -> list[dict]:
 
 
 def loaded_elsewhere(folder: Path, auto_class: str, home: Path) -> tuple[str, float]:
-    command = [sys.executable, "-c", LOAD, str(folder), auto_class]
-    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    name, total = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+    name, total = python("-c", LOAD, folder, auto_class, HF_HOME=str(home)).split()
     return name, float(total)
 
 
