@@ -1,14 +1,12 @@
 """What generates text around `generate()`: `pipeline("text-generation")` without the package, and streamers."""
 
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from threading import Thread
 
 import pytest
 from checkpoints import write_causal
+from processes import python
 from transformers import TextIteratorStreamer, pipeline
 
 PROMPTS = ["One", "Another", "b"]
@@ -61,16 +59,9 @@ def test_pipelines_truncate_what_is_longer_than_the_model(checkpoint):
 
 def test_pipeline_in_batches_in_a_process_without_the_package(checkpoint, tmp_path):
     generate = pipeline("text-generation", str(checkpoint))
-    process = subprocess.run(
-        [sys.executable, "-c", USE_PIPELINE, str(checkpoint), *PROMPTS],
-        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "PYTHONIOENCODING": "utf-8"},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-    assert process.returncode == 0, process.stderr
+    printed = python("-c", USE_PIPELINE, checkpoint, *PROMPTS, HF_HOME=str(tmp_path / "home"))
     expected = str([alone(generate, prompt) for prompt in PROMPTS])
-    assert process.stdout.splitlines() == [expected, expected]
+    assert printed.splitlines() == [expected, expected]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -3,14 +3,13 @@
 import ast
 import json
 import re
-import subprocess
 import sys
 from importlib.metadata import entry_points
 from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
-from processes import ROOT
+from processes import ROOT, python
 from transformers import TrainingArguments
 
 import synkhorn_console
@@ -31,7 +30,7 @@ def test_the_package_installs_the_command():
 
 def test_help_lists_every_command_and_imports_none():
     code = "import sys; from synkhorn import cli; cli.main(['-h']); print([n for n in sys.modules if '.scripts.' in n])"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    printed = python("-c", code)
     assert printed.splitlines()[-1] == "[]"
     assert re.findall(r"^  (\w+) +\S", printed, flags=re.MULTILINE) == list(cli.COMMANDS)
     assert re.findall(r"^(\w+)$", printed, flags=re.MULTILINE) == ["Train", "Use", "Study"]

@@ -32,14 +32,25 @@ def test_what_is_not_tied_stays_untied(class_name):
     assert not torch.equal(model.mlm_decoder.weight, model.model.embeddings.word_embeddings.weight)
 
 
-def test_hidden_states_of_every_layer_are_the_sources():
-    source = source_model("BertModel")
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    ("class_name", "side"), [("BertForMaskedLM", "right"), ("GPT2LMHeadModel", "none"), ("GPT2LMHeadModel", "hole")]
+)
+def test_states_of_every_layer_and_losses_are_the_sources(class_name, side, implementation):
+    source = source_model(class_name)
     model = convert(source, **DOT_PRODUCT).model
-    inputs = inputs_of(source)
-    with torch.no_grad():
-        ours, theirs = (x(**inputs, output_hidden_states=True).hidden_states for x in (model, source))
+    model.set_attn_implementation(implementation)
+    inputs = inputs_of(source, side=side)
     valid = inputs["attention_mask"].bool()
-    for states, expected in zip(ours, theirs, strict=True):
+    inputs["labels"] = inputs["input_ids"].masked_fill(~valid, -100)
+    # where GPT-2 is told so, it counts valid tokens too
+    positions = {"position_ids": (valid.cumsum(-1) - 1).clamp(min=0)} if class_name.startswith("GPT2") else {}
+    with torch.no_grad():
+        ours = model(**inputs, output_hidden_states=True)
+        theirs = source(**inputs, **positions, output_hidden_states=True)
+    if side != "hole":
+        torch.testing.assert_close(ours.loss, theirs.loss, atol=1e-5, rtol=1e-5)
+    for states, expected in zip(ours.hidden_states, theirs.hidden_states, strict=True):
         torch.testing.assert_close(states[valid], expected[valid], atol=1e-5, rtol=1e-5)
 
 

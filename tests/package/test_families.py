@@ -1,8 +1,5 @@
 """The register of families: one more of them, from two files and a line, is a full member."""
 
-import sys
-import types
-
 import pytest
 import torch
 import transformers
@@ -18,7 +15,7 @@ from variants import TINY, padding, random_ids, randomize
 
 import synkhorn
 from synkhorn.configuration.configuration_backbone import AUTO_CLASSES
-from synkhorn.scripts import finetune, serve
+from synkhorn.scripts import finetune
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,16 +86,6 @@ def test_it_is_fine_tuned_and_its_card_names_its_paper(tmp_path):
     assert finetune.main(["classification", *line])["accuracy"] > 0.6
     card = ModelCard.load(output / "README.md")
     assert PAPER in card.content and "fourier" in card.data.tags
-
-
-def test_the_server_finds_it(monkeypatch):
-    server = types.ModuleType("transformers.cli.transformers")
-    server.main = lambda: None
-    monkeypatch.setitem(sys.modules, "transformers.cli.transformers", server)
-    monkeypatch.setattr(serve, "is_serve_available", lambda: True)
-    monkeypatch.setattr(sys, "argv", [])
-    serve.main(["my-model"])
-    assert transformers.FourierForCausalLM is synkhorn.FAMILIES["fourier"].model_class("ForCausalLM")
 
 
 @pytest.mark.skipif(not is_serve_available(), reason="needs pip install 'synkhorn[serve]'")

@@ -1,6 +1,5 @@
 """The package as its user gets it: imported, installed from a wheel, and through its scripts."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import zipfile
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
-from processes import ROOT
+from processes import ROOT, python
 
 import synkhorn
 from synkhorn import cli
@@ -17,20 +16,10 @@ from synkhorn.scripts import quickstart
 from synkhorn.scripts.data.reviews import LABELS, load_reviews
 
 
-def run(code: str, **environment) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | environment,
-        cwd=environment.get("PYTHONPATH"),
-    )
-
-
 def test_import_is_quiet_and_cheap():
     heavy = ("datasets", "matplotlib", "evaluate", "synkhorn.scripts")
-    process = run(f"import sys, synkhorn; print([name for name in {heavy} if name in sys.modules])")
+    code = f"import sys, synkhorn; print([name for name in {heavy} if name in sys.modules])"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout == "[]\n" and process.stderr == ""
 
 
@@ -60,9 +49,9 @@ def test_a_wheel_holds_the_whole_package(tmp_path):
     imports = "".join(f"import synkhorn.scripts.{command}; " for command in cli.COMMANDS)
     code = (
         f"{imports}import synkhorn; from synkhorn.modeling import modeling_synthesizer as m; "
-        "synkhorn.SynthesizerConfig().save_pretrained('saved'); print(synkhorn.__file__, m.__file__)"
+        f"synkhorn.SynthesizerConfig().save_pretrained({str(site / 'saved')!r}); print(synkhorn.__file__, m.__file__)"
     )
-    printed = run(code, PYTHONPATH=str(site)).stdout.split()
+    printed = python("-c", code, PYTHONPATH=str(site)).split()
     assert all(path.startswith(str(site)) for path in printed)
     assert (site / "saved" / "modeling_synthesizer.py").exists()
 

@@ -1,12 +1,11 @@
 """`synkhorn convert`: a folder in, a checkpoint out that loads anywhere, or an error and nothing."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from processes import python
 from safetensors.torch import save_file
 from source_models import source_model
 from transformers import AutoTokenizer, BertTokenizer, RobertaTokenizer
@@ -94,8 +93,7 @@ def test_converted_checkpoints_load_without_the_package(tmp_path, capsys):
         check_converted(source, output, class_name, auto_class)
         arguments += [str(output), auto_class]
         expected.append(f"{ours} 40")
-    process = subprocess.run([sys.executable, "-c", USE, *arguments], capture_output=True, text=True)
-    assert process.stdout.splitlines() == expected, process.stderr
+    assert python("-c", USE, *arguments).splitlines() == expected
 
 
 def test_a_converted_checkpoint_is_fine_tuned_like_any_other(tmp_path):

@@ -1,9 +1,6 @@
 """`synkhorn export`: what the exported files compute is what the model does, and a mismatch is an error."""
 
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 import torch
 import transformers
 from onnxruntime.quantization import quantize_dynamic
+from processes import python
 from variants import SYNTHESIZERS, config_of, padding, random_ids, randomize, tiny_config
 
 import synkhorn
@@ -117,10 +115,7 @@ def test_positions_and_token_types(tmp_path):
 def test_a_program_loads_without_transformers_and_a_tokenizer_as_ever(tmp_path):
     checkpoint = save(tmp_path / "model", small_config("sinkhorn"), "AutoModelForSequenceClassification")
     output = exported(checkpoint, "--formats", "torch")
-    process = subprocess.run(
-        [sys.executable, "-c", USE_PROGRAM, str(output / "model.pt2")], capture_output=True, text=True, env=os.environ
-    )
-    assert process.stdout == "torch.Size([1, 3])\n", process.stderr
+    assert python("-c", USE_PROGRAM, output / "model.pt2") == "torch.Size([1, 3])\n"
     assert transformers.AutoTokenizer.from_pretrained(output)("ab").input_ids == [257, 97, 98, 258]
 
 

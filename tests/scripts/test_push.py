@@ -1,13 +1,11 @@
 """`synkhorn push`: a checkpoint and its card, whole, to a stand-in for the Hub or to a folder."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from loopback_hub import loopback_hub
+from processes import python
 from transformers import AutoModelForSequenceClassification
 from variants import model_of, tiny_sinkhorn_config
 
@@ -47,26 +45,13 @@ def is_published(names: set[str], checkpoint: Path) -> bool:
 
 def test_to_the_hub_and_back_by_name(checkpoint, tmp_path):
     log: list = []
-    with loopback_hub(log) as (address, repositories):
-        environment = os.environ | {
-            "HF_ENDPOINT": address,
-            "HF_TOKEN": "hf_loopback",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": "0",
-            "HF_HOME": str(tmp_path / "home"),
-        }
-
-        def run(*line: str) -> str:
-            process = subprocess.run([sys.executable, *line], env=environment, capture_output=True, text=True)
-            assert process.returncode == 0, process.stderr
-            return process.stdout
-
+    with loopback_hub(tmp_path / "home", log) as (environment, repositories):
         command = ("-m", "synkhorn.cli", "push", str(checkpoint), "--to", "user/published")
-        printed = run(*command, "--private", "--revision", "second", "--commit_message", "Two epochs")
+        printed = python(*command, "--private", "--revision", "second", "--commit_message", "Two epochs", **environment)
         assert "files of" in printed and "/user/published/" in printed
         assert is_published(set(repositories["user/published"]) - {".gitattributes"}, checkpoint)
         assert repositories["user/published"]["README.md"].decode() == CARD
-        used = run("-c", USE_BY_NAME, "user/published")
+        used = python("-c", USE_BY_NAME, "user/published", **environment)
     assert used == "SinkhornForSequenceClassification good\n"
     (created,) = (json.loads(body) for path, body in log if path == "api/repos/create")
     assert (created["name"], created["visibility"]) == ("published", "private")

@@ -4,11 +4,8 @@ import sys
 import types
 
 import pytest
-from tiny_runs import completion
-from transformers.utils.import_utils import is_serve_available
-from variants import tiny_sinkhorn_config
 
-from synkhorn import SinkhornForCausalLM, SynthesizerForCausalLM, byte_tokenizer
+from synkhorn import SinkhornForCausalLM, SynthesizerForCausalLM
 from synkhorn.cli import main
 from synkhorn.scripts import serve
 
@@ -41,12 +38,3 @@ def test_without_the_servers_packages_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(serve, "is_serve_available", lambda: False)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'synkhorn\[serve\]'"):
         serve.main(["my-model"])
-
-
-@pytest.mark.skipif(not is_serve_available(), reason="needs pip install 'synkhorn[serve]'")
-def test_a_checkpoint_is_served(tmp_path):
-    config = tiny_sinkhorn_config(vocab_size=260, max_position_embeddings=64, eos_token_id=None)
-    SinkhornForCausalLM(config).save_pretrained(tmp_path)
-    byte_tokenizer(64, is_causal=True).save_pretrained(tmp_path)
-    answer = completion(["-m", "synkhorn.scripts.serve"], tmp_path)
-    assert answer["usage"] == {"prompt_tokens": len("Once") + 1, "completion_tokens": 8, "total_tokens": 13}

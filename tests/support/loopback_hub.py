@@ -6,6 +6,7 @@ import threading
 from base64 import b64decode
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0" * 40
@@ -103,16 +104,17 @@ class LoopbackHub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def loopback_hub(log: list[tuple[str, bytes]] | None = None):
+def loopback_hub(home: Path, log: list[tuple[str, bytes]] | None = None):
     """
-    Yields the address and the repositories of a Hub that lives as long as the context. The path and the body of every
-    request that changes something are appended to `log`.
+    Yields an environment, with a `home` of its own, and the repositories of a Hub that lives as long as the context. The
+    path and the body of every request that changes something are appended to `log`.
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), LoopbackHub)
     server.repositories, server.blobs, server.log = {}, {}, [] if log is None else log
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", server.repositories
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_loopback", "HF_HOME": str(home)}
+        yield hub | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}, server.repositories
     finally:
         server.shutdown()
         server.server_close()

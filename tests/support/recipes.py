@@ -35,10 +35,9 @@ def recipes() -> str:
 if __name__ == "__main__":
     folder = Path(sys.argv[1]).resolve()
     folder.mkdir(parents=True)
-    with loopback_hub() as (address, repositories):
-        hub = {"HF_ENDPOINT": address, "HF_TOKEN": "hf_loopback", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    with loopback_hub(folder / "home") as (hub, repositories):
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = os.environ | hub | {"HF_HOME": str(folder / "home"), "PATH": path}
+        environment = os.environ | hub | {"PATH": path}
         subprocess.run(["bash", "-euxo", "pipefail", "-c", recipes()], cwd=folder, env=environment, check=True)
         (name,) = repositories
         subprocess.run([sys.executable, "-c", USE_BY_NAME, name], cwd=folder, env=environment, check=True)

@@ -1,11 +1,9 @@
 """Tokenizers give back what they were given, and reload without custom code."""
 
-import subprocess
-import sys
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from variants import tiny_config
 
@@ -105,8 +103,7 @@ def test_reloads_without_custom_code(name, tmp_path):
         "import sys; sys.modules['synkhorn'] = None; from transformers import AutoTokenizer; "
         "t = AutoTokenizer.from_pretrained(sys.argv[1]); print(t('Grüße').input_ids)"
     )
-    printed = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
-    assert printed.stdout.strip() == str(tokenizer("Grüße").input_ids)
+    assert python("-c", code, tmp_path).strip() == str(tokenizer("Grüße").input_ids)
 
 
 def test_the_tokenizer_of_a_training_cuts_where_the_model_does(tmp_path):

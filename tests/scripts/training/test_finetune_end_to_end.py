@@ -2,17 +2,15 @@
 
 import itertools
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from processes import python
 from safetensors.torch import load_file
-from task_data import MAKERS, MODELS, TRAINING, classes, from_scratch, grade, write_data, write_jsonl
+from task_data import EXTRA, MAKERS, MODELS, TRAINING, classes, from_scratch, grade, write_data, write_jsonl
 from transformers import AutoConfig, pipeline
 
 from synkhorn import byte_tokenizer
@@ -30,15 +28,38 @@ print(type(model).__name__, float(sum(parameter.double().sum() for parameter in 
 """
 
 
+# what a row of the predictions holds, and which of it are the labels of the data
+PREDICTED = {
+    "classification": ({"prediction", "probability", "label"}, "label", "label"),
+    "token-classification": ({"words", "prediction", "tags"}, "tags", "ner_tags"),
+    "question-answering": ({"question", "prediction", "answers", "n_best"}, None, None),
+    "multiple-choice": ({"prediction", "text", "probability", "label"}, "label", "label"),
+}
+
+
 def rows_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def loaded_elsewhere(folder: Path, auto_class: str, home: Path) -> tuple[str, float]:
-    command = [sys.executable, "-c", LOAD, str(folder), auto_class]
-    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    name, total = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+    name, total = python("-c", LOAD, folder, auto_class, HF_HOME=str(home)).split()
     return name, float(total)
+
+
+def check_evaluation(name: str, model: Path, expected: dict[str, float], folder: Path) -> None:
+    """`synkhorn evaluate` gives what fine-tuning measured, and writes it down."""
+    call = [name, "--model_name_or_path", str(model), "--test_files", str(folder / "test.jsonl"), *EXTRA.get(name, [])]
+    report = folder / "reports/figures"
+    measured = evaluate.main([*call, "--batch_size", "5", "--resamples", "20", "--output", str(report)])
+    assert measured["metrics"] == pytest.approx(expected, abs=1e-6)
+    assert measured["documents"] == 24 and measured["tokens"] > 24 and measured["peak_megabytes"] > 1
+    assert measured["tokens_per_second"] / measured["documents_per_second"] == pytest.approx(measured["tokens"] / 24)
+    written = json.loads(report.with_suffix(".json").read_text())
+    assert written["metrics"] == measured["metrics"] and written["task"] == name
+    for metric, value in measured["metrics"].items():
+        low, high = measured["intervals"][metric]
+        assert low <= value <= high
+        assert f"| {metric} | {value:.4f} | {low:.4f} to" in report.with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize(("name", "family"), list(zip(TASKS, itertools.cycle(MODELS), strict=False)))
@@ -52,10 +73,22 @@ def test_a_task_is_learned_and_its_results_are_written(name, family, tmp_path):
     assert len(rows) == 24
     # the file says what was measured
     assert kind(None, byte_tokenizer(), 48).measure(rows) == results
+    data = rows_of(tmp_path / "test.jsonl")
+    keys, right, column = PREDICTED[name]
+    assert all(set(row) == keys for row in rows)
+    if right:
+        assert [row[right] for row in rows] == [row[column] for row in data]
+    else:
+        assert [row["answers"] for row in rows] == [row["answers"]["text"] for row in data]
+        for row, example in zip(rows, data, strict=True):
+            chances = [answer["probability"] for answer in row["n_best"]]
+            assert row["prediction"] in example["context"] and sum(chances) == pytest.approx(1)
+            assert 1 <= len(chances) <= 5 and chances == sorted(chances, reverse=True)
     card = ModelCard.load(output / "README.md")
     measured = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert {metric: measured[metric] for metric in results} == pytest.approx(results, abs=1e-4)
     assert card.data.pipeline_tag == kind.pipeline_tag and "{{" not in card.content
+    check_evaluation(name, output, results, tmp_path)
     # a finished run is not run again
     before = (output / "model.safetensors").stat().st_mtime_ns
     assert finetune.main([name, *arguments]) == results
@@ -114,33 +147,6 @@ def test_a_list_of_zeros_and_ones_is_no_list_of_classes(tmp_path):
     call = ["classification", *data, *from_scratch("sinkhorn"), "--output_dir", str(tmp_path / "model")]
     assert "has [0, 1, 0]: it must list each class that the text has, once" in error_of(call)
     assert "does not fit column 'label'" in error_of([*call, "--problem_type", "regression"])
-
-
-def test_what_the_predictions_say(tmp_path):
-    keys = {
-        "classification": {"prediction", "probability", "label"},
-        "token-classification": {"words", "prediction", "tags"},
-        "question-answering": {"question", "prediction", "answers", "n_best"},
-        "multiple-choice": {"prediction", "text", "probability", "label"},
-    }
-    for name, expected in keys.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        arguments = [*write_data(folder, name, train=8, test=5), *from_scratch("sinkhorn"), "--max_steps", "1"]
-        finetune.main([name, *arguments, "--output_dir", str(folder / "model")])
-        rows, data = rows_of(folder / "model/predictions.jsonl"), rows_of(folder / "test.jsonl")
-        assert all(set(row) == expected for row in rows)
-        right = {"classification": "label", "token-classification": "tags", "multiple-choice": "label"}.get(name)
-        column = {"token-classification": "ner_tags"}.get(name, "label")
-        if right:
-            assert [row[right] for row in rows] == [row[column] for row in data]
-        else:
-            assert [row["answers"] for row in rows] == [row["answers"]["text"] for row in data]
-            for row, example in zip(rows, data, strict=True):
-                assert row["prediction"] in example["context"]
-                chances = [answer["probability"] for answer in row["n_best"]]
-                assert 1 <= len(chances) <= 5 and chances == sorted(chances, reverse=True)
-                assert sum(chances) == pytest.approx(1)
 
 
 def test_lora_trains_a_checkpoint_and_loads_without_peft(tmp_path):

@@ -173,15 +173,6 @@ def test_two_processes_train_as_one_with_the_same_global_batch(texts, tmp_path):
     assert two["eval_perplexity"] == pytest.approx(one["eval_perplexity"], rel=1e-5)
 
 
-def test_accumulated_and_checkpointed_batches_train_as_whole_ones(texts, tmp_path):
-    arguments = {"family": "synthesizer", "objective": "clm", "max_steps": 6, "logging_steps": 1}
-    config = {"hidden_dropout": 0.0}
-    pretrain.main(pretraining(texts, tmp_path / "whole", config=config, **arguments))
-    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "gradient_checkpointing": True}
-    pretrain.main(pretraining(texts, tmp_path / "parts", config=config, **arguments | parts))
-    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=2e-4)
-
-
 def test_training_stops_early_and_is_logged(texts, tmp_path):
     # nothing is learned at this rate, so that no evaluation is better than the first
     results = pretrain.main(
