@@ -106,8 +106,8 @@ class LoopbackHub(BaseHTTPRequestHandler):
 @contextmanager
 def loopback_hub(home: Path, log: list[tuple[str, bytes]] | None = None):
     """
-    Yields an environment, with a `home` of its own, and the repositories of a Hub that lives as long as the context. The
-    path and the body of every request that changes something are appended to `log`.
+    Yields an environment, with a `home` of its own, and the repositories of a Hub that lives as long as the context.
+    The path and the body of every request that changes something are appended to `log`.
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), LoopbackHub)
     server.repositories, server.blobs, server.log = {}, {}, [] if log is None else log
