@@ -161,9 +161,9 @@ def test_a_configuration_that_is_none_is_an_error(checkpoint, content):
 
 def test_a_field_that_is_misspelt_is_named(loud):
     synkhorn.SinkhornConfig(blok_size=8)
-    assert "blok_size=8 is no field of SinkhornConfig: did you mean block_size?" in loud.text
+    assert "blok_size=8 is not a field of SinkhornConfig: did you mean block_size?" in loud.text
     synkhorn.SynthesizerConfig(hidden_dropout_prob=0.5)
-    assert "hidden_dropout_prob=0.5 is no field of SynthesizerConfig: did you mean hidden_dropout?" in loud.text
+    assert "hidden_dropout_prob=0.5 is not a field of SynthesizerConfig: did you mean hidden_dropout?" in loud.text
     loud.clear()
     # what Transformers, or anybody else, adds is let through
     config = synkhorn.SinkhornConfig(num_labels=3, transformers_version="5.0", trained_on="reviews")

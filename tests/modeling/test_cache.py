@@ -191,7 +191,7 @@ def test_what_a_cache_is_made_of_is_checked():
     shorter.layers.pop()
     other.layers[1] = type("QuantizedLayer", (DynamicLayer,), {})()
     for cache in (sinkhorn(ids).past_key_values, filled, shorter, other, DynamicCache([(states, states)] * 2)):
-        with pytest.raises(ValueError, match="is no cache of this model"):
+        with pytest.raises(ValueError, match="is not a cache of this model"):
             model(ids, past_key_values=cache)
     with pytest.raises(ValueError, match="is_causal=False"):
         SynthesizerModel(tiny_config())(ids, past_key_values=DynamicCache(config=model.config))

@@ -217,7 +217,7 @@ to.baddbmm_(left, right) -> to.baddbmm_(left, right, beta=0)
 test_properties_gradients.py::test_attention_in_tiles
 the backward pass of the sort leaves out what a block gives to itself
 sinkhorn_kernels.SortedAndOwn.backward
-torch.addmm(_own, _matrix, _grad, out=_) -> torch.mm(_matrix, _grad, out=_)
+into.addmm_(_w, _grad) -> torch.mm(_w, _grad, out=into)
 test_properties_gradients.py::test_attention_to_sorted_blocks
 a second derivative counts what one input of a kernel owes to another twice
 softmax_attention.derivable_gradients

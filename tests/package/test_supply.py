@@ -22,6 +22,7 @@ from synkhorn.scripts import pretrain
 # what exported code may import, beside the files of its own folder
 MODULES = {
     "abc",
+    "bisect",
     "collections",
     "copy",
     "dataclasses",

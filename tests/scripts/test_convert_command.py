@@ -150,7 +150,7 @@ def test_a_checkpoint_that_names_no_class_gives_the_base_model(tmp_path):
         ("BertModel", {"max_length": 0}, "max_length=0 is too small: it must be at least 1"),
         ("BertModel", {"hidden_size": 12}, "hidden_size=12 cannot be set, because the source decides it: leave it out"),
         ("BertModel", {"max_position_embeddings": 9}, "max_position_embeddings=9 cannot be set.* give max_length"),
-        ("BertModel", {"blocksize": 9}, "blocksize=9 is no field of SinkhornConfig: it has .*'block_size'"),
+        ("BertModel", {"blocksize": 9}, "blocksize=9 is not a field of SinkhornConfig: it has .*'block_size'"),
         ("BertModel", {"block_size": 30}, "block_size=30 is more than max_position_embeddings=24"),
         ("GPT2Model", {"sortcut_blocks": 1, "block_size": 8}, "sortcut_blocks=1 with is_causal=True"),
     ],

@@ -125,7 +125,7 @@ def test_options_have_the_types_that_transformers_documents(checkpoint, monkeypa
     [
         ([], "prompt=None and prompt_file=None: give one of the two"),
         (["--prompt", "One", "--batch_size", "0"], "batch_size=0 must be at least 1"),
-        (["--prompt", "One", "--sequence_bias", "[["], r"sequence_bias='\[\[' is no valid YAML"),
+        (["--prompt", "One", "--sequence_bias", "[["], r"sequence_bias='\[\[' is not valid YAML"),
         (["--prompt_file", "missing.txt"], "prompt_file='missing.txt' does not exist"),
     ],
 )

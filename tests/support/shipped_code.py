@@ -18,5 +18,5 @@ SHARED_CODE = {
 }
 CODE = {family: SHARED_CODE | {f"configuration_{family}.py", f"modeling_{family}.py"} for family in FAMILIES}
 CODE["synthesizer"] |= {"synthesizer_logits.py", "synthesizer_kernels.py"}
-CODE["sinkhorn"] |= {f"sinkhorn_{name}.py" for name in ("attention", "cache", "decoding", "kernels", "sort")}
+CODE["sinkhorn"] |= {f"sinkhorn_{name}.py" for name in ("attention", "cache", "choice", "decoding", "kernels", "sort")}
 every_family = pytest.mark.parametrize("family", CODE)

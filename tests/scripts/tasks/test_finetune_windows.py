@@ -171,7 +171,7 @@ def test_a_long_question_is_cut_and_said(capsys):
     task = question_answering(byte_tokenizer(), max_question_length=5)
     inputs = task.prepare(squad([WORDS[0]], question="where is it to be found?"), "test")
     assert byte_tokenizer().decode(inputs["input_ids"][0]).startswith("<s>where</s>")
-    assert "test: 1 of 1 questions have more tokens than --max_question_length" in capsys.readouterr().out
+    assert "test: 1 of 1 (100%) questions have more tokens than --max_question_length" in capsys.readouterr().out
     assert all(length <= 48 for length in inputs["length"])
 
 
