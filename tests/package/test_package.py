@@ -49,7 +49,8 @@ def test_a_wheel_holds_the_whole_package(tmp_path):
     imports = "".join(f"import synkhorn.scripts.{command}; " for command in cli.COMMANDS)
     code = (
         # not from the folder that this runs in
-        f"import sys; sys.path.pop(0); {imports}import synkhorn; from synkhorn.modeling import modeling_synthesizer as m; "
+        f"import sys; sys.path.pop(0); {imports}"
+        f"import synkhorn; from synkhorn.modeling import modeling_synthesizer as m; "
         f"synkhorn.SynthesizerConfig().save_pretrained({str(site / 'saved')!r}); print(synkhorn.__file__, m.__file__)"
     )
     printed = python("-c", code, PYTHONPATH=str(site)).split()
