@@ -234,7 +234,7 @@ def show_random(data: dict[str, Any], t: Text) -> Shown:
 def show_random_kinds(data: dict[str, Any], t: Text) -> Shown:
     copy, sort = means(data, "copy"), means(data, "sort")
     rows = [
-        [f"`{name}`", data["parameters"][name]["copy"], *(spread(own[task]) for task in TASKS)]
+        [f"`{name}`", data["parameters"][name]["copy"], *(spread(own[task]) if task in own else "–" for task in TASKS)]
         for name, own in data["accuracy"].items()
     ]
     best = max(copy, key=lambda name: copy[name])

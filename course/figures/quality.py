@@ -375,7 +375,9 @@ def show_improvements(family: str) -> Callable[[dict[str, Any], Text], Shown]:
         }
         figure = bars(list(own), gains, t(f"accuracy against {base}", f"与 {base} 的准确率之差"))
         sort = means(data, "sort")
+        copy = means(data, "copy")
         best = max((n for n in sort if n != base), key=lambda n: sort[n])
+        better, copied = ([n for n in x if x[n] > x[base] + 0.02] for x in (sort, copy))
         return Shown(
             t("What each improvement buys", "各项改进的收益"),
             t(
@@ -384,10 +386,12 @@ def show_improvements(family: str) -> Callable[[dict[str, Any], Text], Shown]:
                 f"与 `{base}` 相比，各变体在复制与排序上好多少？SortCut 以及训练后取整的做法在这里没有因果形式。",
             ),
             t(
-                f"In sorting `{best}` gains most, {sort[best] - sort[base]:+.3f}. What adds a dot product gains; what only "
-                "changes how weights are written or rounded does not. The next table has the price.",
-                f"排序任务上收益最大的是 `{best}`，{sort[best] - sort[base]:+.3f}。加入点积的有收益；只改变权重写法或取整方式的没有。"
-                "价格见下表。",
+                f"In sorting `{best}` gains most, {sort[best] - sort[base]:+.3f}; better than the base by more than 0.02: "
+                f"{', '.join(f'`{n}`' for n in better) or 'none'}. In copying: {', '.join(f'`{n}`' for n in copied) or 'none'}. "
+                "A variant that helps one task may cost the other; the next table has the price.",
+                f"排序任务上收益最大的是 `{best}`，{sort[best] - sort[base]:+.3f}；比基准高出 0.02 以上的有："
+                f"{'、'.join(f'`{n}`' for n in better) or '无'}。复制任务上则为：{'、'.join(f'`{n}`' for n in copied) or '无'}。对一个任务"
+                "有利的变体可能损害另一个任务；价格见下表。",
             ),
             figure,
         )

@@ -36,6 +36,15 @@ CHOICE_NAMES = {
     "no clipping": ("no clipping", "不裁剪梯度"),
     "no weight decay": ("no weight decay", "无权重衰减"),
     "dropout 0.1": ("dropout 0.1", "dropout 0.1"),
+    "schedule constant": ("constant rate", "恒定学习率"),
+    "schedule no warm-up": ("no warm-up", "不预热"),
+    "schedule cosine": ("cosine schedule", "余弦调度"),
+    "clipping off": ("no clipping", "不裁剪梯度"),
+    "weight decay off": ("no weight decay", "无权重衰减"),
+    "weight decay strong": ("strong weight decay", "强权重衰减"),
+    "dropout off": ("no dropout", "无 dropout"),
+    "pre-training masked": ("masked pre-training", "掩码预训练"),
+    "pre-training causal": ("causal pre-training", "因果预训练"),
 }
 WINDOW = 10
 
@@ -223,7 +232,7 @@ def show_choices(data: dict[str, Any], t: Text) -> Shown:
             ]
         )
     seeds = len(base)
-    found = ", ".join(sure)
+    found = ", ".join(CHOICE_NAMES.get(name, (name, name))[0] for name in sure)
     found_zh = "、".join(t(*CHOICE_NAMES.get(name, (name, name))) for name in sure)
     return Shown(
         t("The ablation", "消融实验"),
