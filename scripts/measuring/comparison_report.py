@@ -78,6 +78,27 @@ def length_table(results: list[dict[str, Any]], metric: str, unit: str) -> list[
     return lines
 
 
+def sort_table(results: list[dict[str, Any]]) -> list[str]:
+    """How near the sorts of Sinkhorn models are to permutations, by layer, means over seeds."""
+    sorted_ones = {name: own for name, own in by_entrant(results).items() if "sort" in own[0]}
+    if not sorted_ones:
+        return []
+    layers = range(max(len(own[0]["sort"]) for own in sorted_ones.values()))
+    lines = [
+        "",
+        "Of how many blocks a row of the sort matrices is a mixture, and in how many a column is (the exponential of "
+        "the entropy; 1: a permutation), and the largest difference of a column's sum from 1:",
+        "",
+        "| entrant | " + " | ".join(f"layer {k} rows | columns | column error" for k in layers) + " |",
+        "|---|" + "---:|" * 3 * len(layers),
+    ]
+    for name, own in sorted_ones.items():
+        parts = zip(*(result["sort"] for result in own), strict=True)
+        cells = [f"{mean(x[key] for x in part):.3f}" for part in parts for key in ("rows", "columns", "column_error")]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def draw(results: list[dict[str, Any]], task: Any, path: Path) -> None:
     """Draw the metric against seconds of training, with its way there on the validation split, and against length."""
     metric = task.metric
@@ -110,7 +131,8 @@ def draw(results: list[dict[str, Any]], task: Any, path: Path) -> None:
 
 def report(path: Path, spec: dict[str, Any], results: list[dict[str, Any]], task: Any, command: str) -> str:
     """Write the table, the figures and the plots of the results that there are, and return the table."""
-    about = machine()
+    for result in results:
+        result.setdefault("machine", machine())
     (budget, amount), *_ = spec["budget"].items()
     guess = "" if task.chance is None else f" A guess has {task.chance:.3f}."
     lines = [
@@ -121,12 +143,13 @@ def report(path: Path, spec: dict[str, Any], results: list[dict[str, Any]], task
         "",
         f"    {command}",
         "",
-        about_line(about),
+        *dict.fromkeys(about_line(result["machine"]) for result in results),
         "",
         *table(results, task.metric, spec["against"]),
         *length_table(results, task.metric, task.length_unit),
+        *sort_table(results),
     ]
     text = "\n".join(lines) + "\n"
-    write_report(path, text, {"machine": about, "spec": spec, "metric": task.metric, "results": results})
+    write_report(path, text, {"machine": machine(), "spec": spec, "metric": task.metric, "results": results})
     draw(results, task, path.with_suffix(".png"))
     return text

@@ -14,20 +14,22 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 from transformers import (
+    AutoConfig,
     PrinterCallback,
     TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
+import synkhorn
 from synkhorn.hub_export import write_whole
 
 from ..common.comparison_spec import ENTRANT_FIELDS, ComparisonSpec, expect
 from ..common.precision import device_type
 from ..measuring.comparison_report import report
 from ..measuring.memory import forget_peak, resident_megabytes
-from ..measuring.metrics import Scores
-from .entrants import RECORD, Entrants, slug
+from ..measuring.sort_statistics import sort_statistics
+from .entrants import RECORD, Entrants, own_fields, slug
 from .experiments import Drawn
 from .runs import (
     check_same_run,
@@ -135,8 +137,11 @@ class Comparison(Entrants):
     def train(self, name: str, rate: float, seed: int) -> dict[str, Any]:
         """Train a cell, unless it is trained, and return what it cost and how it validates."""
         folder = self.folder / slug(name) / f"seed-{seed}" / f"rate-{rate:g}"
-        if self.spec.entrants[name].get("baseline"):
+        entrant = self.spec.entrants[name]
+        if "baseline" in entrant:
             return self.train_baseline(rate, seed, name)
+        if "trained_as" in entrant:
+            return self.train(entrant["trained_as"], rate, seed)
         experiment, tokenizer = self.experiment, self.tokenizer(self.experiment.part(seed))
         train = self.rows("train", name, seed, tokenizer, self.batch_size(name))
         steps = self.steps(name, seed, train, tokenizer)
@@ -149,6 +154,8 @@ class Comparison(Entrants):
         model = self.model(name, seed, tokenizer)
         trainer = experiment.trainer(model, arguments, train, validation, tokenizer)
         trainer.add_callback(Cost())
+        if "annealed_to" in entrant:
+            trainer.add_callback(synkhorn.AnnealSortTemperature(entrant["annealed_to"]))
         trainer.remove_callback(PrinterCallback)
         set_seed(seed)
         with explained_when_the_disk_is_full(folder):
@@ -172,10 +179,7 @@ class Comparison(Entrants):
 
     def settings(self, name: str) -> dict[str, Any]:
         """What makes a cell, beside the Trainer's arguments."""
-        kept = ["task", "model", "max_length", "tokenizer", "vocab_size", "budget"]
-        if "baseline" in self.spec.entrants[name]:
-            kept = ["task"]
-        return {"entrant": self.spec.entrants[name]} | {field: getattr(self.spec, field) for field in kept}
+        return settings(self.spec, name)
 
     def baseline(self, rate: float, seed: int, name: str) -> tuple[Any, Any]:
         """TF-IDF and a linear classifier, trained, and how it reads a split; the rate is the classifier's C."""
@@ -204,29 +208,34 @@ class Comparison(Entrants):
             "curve": [],
         }
 
-    def test(self, name: str, rate: float, seed: int) -> tuple[Scores, list[dict[str, Any]]]:
-        """What a trained cell says of the test split: its metrics, and the first of them by length."""
-        experiment = self.experiment
+    def test(self, name: str, rate: float, seed: int) -> dict[str, Any]:
+        """What a trained cell says of the test split: its metrics, the first of them by length, and its sort."""
+        experiment, entrant = self.experiment, self.spec.entrants[name]
         part = experiment.part(seed)
-        if self.spec.entrants[name].get("baseline"):
+        sort: list[dict[str, float]] = []
+        if "baseline" in entrant:
             model, texts = self.baseline(rate, seed, name)
             rows, said = None, model.predict(texts("test"))
             right: Any = np.array(experiment.examples(part)["test"]["label"])
         else:
-            folder = self.folder / slug(name) / f"seed-{seed}" / f"rate-{rate:g}"
+            folder = self.folder / slug(entrant.get("trained_as", name)) / f"seed-{seed}" / f"rate-{rate:g}"
             tokenizer = self.tokenizer(part)
             rows = self.rows("test", name, seed, tokenizer, 0)
-            model = experiment.auto_class.from_pretrained(folder)
+            served = own_fields(entrant, {}) if "trained_as" in entrant else {}
+            config = AutoConfig.from_pretrained(folder, **served)
+            model = experiment.auto_class.from_pretrained(folder, config=config)
             trainer = experiment.trainer(model, self.arguments(folder, name, rate, seed, 1), None, rows, tokenizer)
             predicted = trainer.predict(rows)
             said, right = predicted.predictions, predicted.label_ids
+            sort = sort_statistics(model, trainer.get_test_dataloader(rows))
         lengths = np.array(experiment.lengths(rows, part))
         by_length = []
         for shortest, longest in bins(lengths):
             chosen = (lengths >= shortest) & (lengths <= longest)
             score = experiment.measure(said[chosen], right[chosen])[experiment.metric]
             by_length.append({"from": shortest, "to": longest, "rows": int(chosen.sum()), experiment.metric: score})
-        return experiment.measure(said, right), by_length
+        results = {"test": experiment.measure(said, right), "by_length": by_length}
+        return results | ({"sort": sort} if sort else {})
 
     def result(self, name: str, seed: int, rates: list[float]) -> dict[str, Any]:
         """The cells of an entrant and a seed, of which the best on the validation split is tested, once."""
@@ -242,10 +251,9 @@ class Comparison(Entrants):
         sign = 1 if self.experiment.greater_is_better else -1
         # a run that has diverged is the worst
         best = max(rates, key=lambda rate: np.nan_to_num(sign * trained[rate]["validation"], nan=-np.inf))
-        test, by_length = self.test(name, best, seed)
         validation = {f"{rate:g}": trained[rate]["validation"] for rate in rates}
         result = {"entrant": name, "seed": seed, "rate": best, **trained[best], "validation": validation}
-        result |= {"test": test, "by_length": by_length}
+        result |= self.test(name, best, seed)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / RECORD, json.dumps(result | {"run": run}, indent=2) + "\n")
         for rate in set(rates) - {best}:
@@ -253,8 +261,11 @@ class Comparison(Entrants):
                 weights.unlink()
         return result
 
-    def run(self):
-        """Yield the result of each entrant, seed by seed: the first seed chooses the rate of the others."""
+    def run(self, recorded: dict[tuple[str, int], dict[str, Any]]):
+        """
+        Yield the result of each entrant, seed by seed: the first seed chooses the rate of the others. What is recorded
+        is not done again.
+        """
         chosen: dict[str, float] = {}
         parts: set[tuple[str, int]] = set()
         for seed in self.spec.seeds:
@@ -264,10 +275,37 @@ class Comparison(Entrants):
                     # nothing in it is drawn
                     continue
                 parts.add(cell)
-                rates = [chosen[name]] if name in chosen else entrant.get("learning_rates", self.spec.learning_rates)
-                result = self.result(name, seed, rates)
+                known = entrant.get("trained_as", name)
+                rates = [chosen[known]] if known in chosen else entrant.get("learning_rates", self.spec.learning_rates)
+                result = recorded.get((name, seed)) or self.result(name, seed, rates)
                 chosen[name] = result["rate"]
                 yield result
+
+
+def settings(spec: ComparisonSpec, name: str) -> dict[str, Any]:
+    """What of a comparison makes the cells of an entrant."""
+    kept = ["task"]
+    if "baseline" not in spec.entrants[name]:
+        kept += ["model", "max_length", "tokenizer", "vocab_size", "budget"]
+    return {"entrant": spec.entrants[name]} | {field: getattr(spec, field) for field in kept}
+
+
+def recorded_results(path: Path, spec: ComparisonSpec) -> dict[tuple[str, int], dict[str, Any]]:
+    """The results in a report, by entrant and seed, whose cells are still the same ones."""
+    if not path.exists():
+        return {}
+    report = json.loads(path.read_text(encoding="utf-8"))
+    earlier = ComparisonSpec(**report["spec"])
+
+    def is_same(name: str) -> bool:
+        if name not in spec.entrants or name not in earlier.entrants:
+            return False
+        trained = [] if "baseline" in spec.entrants[name] else ["learning_rates", "training"]
+        same = [(settings(x, name), *(getattr(x, field) for field in trained)) for x in (earlier, spec)]
+        return same[0] == same[1]
+
+    about = {"machine": report["machine"]}
+    return {(x["entrant"], x["seed"]): about | x for x in report["results"] if is_same(x["entrant"])}
 
 
 def bins(lengths: np.ndarray) -> list[tuple[int, int]]:
@@ -281,7 +319,9 @@ def bins(lengths: np.ndarray) -> list[tuple[int, int]]:
     ]
 
 
-def compare(spec: ComparisonSpec, folder: Path, path: Path, command: str, data_dir: str | None) -> list[dict[str, Any]]:
+def compare(
+    spec: ComparisonSpec, folder: Path, path: Path, command: str, data_dir: str | None, keep_recorded: bool = False
+) -> list[dict[str, Any]]:
     """
     Run a comparison, write its report after each result, and return the results.
 
@@ -291,11 +331,13 @@ def compare(spec: ComparisonSpec, folder: Path, path: Path, command: str, data_d
         path: of the report, without ending.
         command: what repeats it.
         data_dir: folder of unpacked packages.
+        keep_recorded: whether results in the report at `path` stand for their cells, where these are still the same.
     """
     comparison = Comparison(spec, folder, data_dir)
+    recorded = recorded_results(path.with_suffix(".json"), spec) if keep_recorded else {}
     results: list[dict[str, Any]] = []
     text, figures = "", json.loads(json.dumps(asdict(spec)))
-    for result in comparison.run():
+    for result in comparison.run(recorded):
         results.append(result)
         text = report(path, figures, results, comparison.experiment, command)
         print(f"{result['entrant']}, seed {result['seed']}, rate {result['rate']:g}: {result['test']}", flush=True)

@@ -15,6 +15,7 @@ from synkhorn import byte_tokenizer
 from synkhorn.scripts import ablate, compare, train_synthetic
 from synkhorn.scripts.common.comparison_spec import read_spec
 from synkhorn.scripts.measuring.comparison_report import interval, table
+from synkhorn.scripts.measuring.sort_statistics import mixed
 from synkhorn.scripts.training import comparison, entrants, experiments
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -156,6 +157,13 @@ def test_a_killed_comparison_resumes_and_nothing_is_done_twice(tmp_path, monkeyp
     assert figures(run(tmp_path / "killed", SPEC)) == figures(whole)
     with pytest.raises(FileExistsError, match="holds a run with other arguments: budget"):
         run(tmp_path / "killed", SPEC | {"budget": {"steps": 5}})
+    # the report alone is enough to go on from, for the cells that are still the same
+    elsewhere = ["--output_dir", str(tmp_path / "elsewhere"), "--keep_recorded"]
+    assert figures(run(tmp_path / "killed", SPEC, *elsewhere)) == figures(whole)
+    monkeypatch.setattr(comparison.Comparison, "result", lambda self, name, seed, rates: pytest.fail(name))
+    with pytest.raises(pytest.fail.Exception, match="sorted"):
+        changed = SPEC["entrants"] | {"sorted": {"model_type": "sinkhorn", "block_size": 8}}
+        run(tmp_path / "killed", SPEC | {"entrants": changed}, *elsewhere)
 
 
 def test_all_entrants_read_the_same_batches_in_the_same_order(tmp_path, monkeypatch):
@@ -250,6 +258,25 @@ def test_a_comparison_starts_from_the_models_of_another_or_converts_a_checkpoint
     ):
         cells.model("sinkhorn", 0, tokenizer)
     assert [x["entrant"] for x in run(tmp_path / "after", spec)] == list(entrants_after)
+
+
+def test_a_trained_sort_is_served_hard_and_its_distance_from_a_permutation_told(tmp_path):
+    entrants = {
+        "soft": {"model_type": "sinkhorn", "block_size": 4},
+        "hard": {"trained_as": "soft", "sort_top_k": 1},
+        "cold": {"model_type": "sinkhorn", "block_size": 4, "annealed_to": 0.25},
+    }
+    soft, hard, cold = run(tmp_path, SPEC | {"entrants": entrants, "seeds": [0], "learning_rates": [1e-3], "against": None})
+    assert hard["validation"] == soft["validation"] and not (tmp_path / "runs/tiny/hard/seed-0/rate-0.001").exists()
+    assert all(layer["rows"] == pytest.approx(1) for layer in hard["sort"]) and soft["sort"][0]["rows"] > 1.5
+    config = json.loads((tmp_path / "runs/tiny/cold/seed-0/rate-0.001/config.json").read_text())
+    assert config["sinkhorn_temperature"] == pytest.approx(0.25)
+    assert "| hard | 1.000 |" in (tmp_path / "tiny.md").read_text()
+    # of two entries alike, of one, and of one row without any
+    halves = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    assert mixed(halves) == pytest.approx((2 + 1) / 2)
+    with pytest.raises(ValueError, match="trained_as='cold' must be an entrant above it"):
+        run(tmp_path, SPEC | {"entrants": {"hard": {"trained_as": "cold"}} | entrants, "against": None})
 
 
 def test_drawn_sequences_have_no_epochs(tmp_path):
