@@ -275,7 +275,7 @@ def test_a_trained_sort_is_served_hard_and_its_distance_from_a_permutation_told(
     # of two entries alike, of one, and of one row without any
     halves = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
     assert mixed(halves) == pytest.approx((2 + 1) / 2)
-    with pytest.raises(ValueError, match="trained_as='cold' must be an entrant above it"):
+    with pytest.raises(ValueError, match="trained_as='soft' must be an entrant above it"):
         run(tmp_path, SPEC | {"entrants": {"hard": {"trained_as": "cold"}} | entrants, "against": None})
 
 
