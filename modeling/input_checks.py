@@ -138,6 +138,11 @@ def packed_lengths(
     if is_static():
         if told:
             raise ValueError(f"{next(iter(told))} was given: packed input cannot be traced or compiled")
+        steps, first = position_ids[0, 1:] - position_ids[0, :-1], position_ids[0, 0]
+        jumps, back = steps != 1, position_ids[0, 1:] == first
+        torch._assert_async(
+            (jumps & ~back).any() | ~jumps.any(), "position_ids restart: packed input cannot be traced or compiled"
+        )
         return None
     if not told:
         starts = starts_of_restarting(position_ids)

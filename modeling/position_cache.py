@@ -15,7 +15,7 @@ from .rows import Rows
 
 def write(buffer: torch.Tensor, states: torch.Tensor, rows: Rows) -> torch.Tensor:
     """
-    Put states into a buffer, in place where no gradient is wanted.
+    Put states into a buffer, in place where no gradient can be wanted.
 
     Args:
         buffer: (B, H, positions, w).
@@ -26,7 +26,8 @@ def write(buffer: torch.Tensor, states: torch.Tensor, rows: Rows) -> torch.Tenso
         The buffer, or with gradients a new one.
     """
     states = states.to(buffer.dtype)
-    differentiable = torch.is_grad_enabled() and (buffer.requires_grad or states.requires_grad)
+    # queries may want a gradient where keys do not, and it needs the keys as they were
+    differentiable = torch.is_grad_enabled()
     if rows.start is not None:
         stop = rows.start + states.shape[2]
         if differentiable:

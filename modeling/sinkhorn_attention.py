@@ -78,8 +78,10 @@ def attend_to_blocks(
 ) -> torch.Tensor:
     """`sinkhorn_attention` without SortCut on (N, H, b, dh), 0 in empty slots."""
     heads = range(queries.shape[1])
-    if choice is not None and len(heads) > 1 and runs_on_cpu(queries) and not torch.is_grad_enabled():
-        # one head at a time: the memory of its sorted blocks is used again, which new memory costs more than the work
+    by_head = choice is not None and len(heads) > 1 and runs_on_cpu(queries) and not torch.is_grad_enabled()
+    if by_head and not options.dropout:
+        # one head at a time: the memory of its sorted blocks is used again, which new memory costs more than the work;
+        # dropout is to be drawn as with gradients, which activation checkpointing computes again
         outputs = torch.empty_like(values)
         for head in heads:
             q, k, v = (x[:, head : head + 1] for x in (queries, keys, values))

@@ -26,6 +26,8 @@ ROWS = 64
 TILE = 2**25
 # the least sum of weights that is still exact: what a row sees of the softmax over a longer one
 LEAST_SUM = 1e-16
+# in float16, which has no room for weights far below 1, nor for gradients that are divided by their sum
+LEAST_HALF_SUM = 0.5
 
 
 def tiled_attention(terms: Logits, values: torch.Tensor, rows: Rows, is_causal: bool) -> torch.Tensor:
@@ -247,6 +249,7 @@ class Columns:
     def __init__(self, rows: Rows, values: torch.Tensor):
         # positions that rows of different length go through together: few zeros, and products that are fast
         self.step = 8 * ROWS // values.element_size()
+        self.least_sum = LEAST_HALF_SUM if values.dtype == torch.float16 else LEAST_SUM
         order = sorted(range(rows.num_rows), key=rows.lengths.__getitem__)
         self.lengths = [rows.lengths[row] for row in order]
         self.slots: torch.Tensor | None = None  # (T,), unless all rows are of one length
@@ -288,7 +291,7 @@ class Columns:
         Yields tiles of one head, the rows that they serve, their weights over the keys of the longest of these rows,
         (queries, keys), and what each row sees of them in sum, (queries, rows) or `None` if all see all.
         """
-        at_once = max(ROWS, logits_at_once(device) // self.lengths[-1])
+        at_once = max(ROWS, logits_at_once(device) // max(1, self.lengths[-1]))
         if self.slots is not None:
             at_once = min(at_once, self.step)
         for start in range(0, self.lengths[-1], at_once):
@@ -302,7 +305,7 @@ class Columns:
                 weights, sums = tile_weights(terms, tile, is_causal)[0], None
                 if shortest < longest and not is_causal:
                     sums = exact_product(weights, self.seen(longest, rows, weights))
-                    if sums.min() < LEAST_SUM:
+                    if sums.min() < self.least_sum:
                         # rows that see next to nothing of this softmax get their own
                         middle = self.lengths[(rows.start + rows.stop) // 2]
                         border = bisect_left(self.lengths, middle)

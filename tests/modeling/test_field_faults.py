@@ -1,0 +1,96 @@
+"""Faults that were found by trying to break the models: each was silent, or an error that said nothing."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from variants import SOME_CAUSAL, causal_model, config_of, model_of, random_ids
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
+
+
+@pytest.mark.parametrize("member", ["random", "factorized_random"])
+@pytest.mark.parametrize("spread", [5.0, 12.0, 30.0])
+def test_float16_rows_that_see_little_of_a_longer_ones_softmax(member, spread):
+    """All rows share a softmax, and are divided by what they see of it: that has to be large enough for float16."""
+    model = model_of(config_of([member], num_hidden_layers=1))
+    own = model.layers[0].attention.members[member]
+    with torch.no_grad():
+        for name, x in model.named_parameters():
+            x.add_(1.0 if "norm.weight" in name else 0.0)
+        # later keys get nearly all of the weight
+        if member == "random":
+            own.weight[:, :, 5:] += spread
+        else:
+            own.query_weight[:, :, 0], own.key_weight[:, :, 0], own.key_weight[:, 5:, 0] = 1.0, 0.0, spread
+    expected = model_of(config_of([member], num_hidden_layers=1)).double()
+    expected.load_state_dict(model.state_dict())
+    expected.set_attn_implementation("eager")
+    ids, mask = random_ids(2, 11), torch.ones(2, 11, dtype=torch.long)
+    mask[1, 5:] = 0
+    outputs = []
+    for one in (model.half(), expected):
+        hidden = one(ids, attention_mask=mask).last_hidden_state.double()
+        (hidden * torch.linspace(-1, 1, hidden.numel(), dtype=torch.float64).view_as(hidden)).sum().backward()
+        outputs.append(hidden.detach())
+    torch.testing.assert_close(*outputs, atol=0.03, rtol=0.03)
+    exact = gradients(expected)
+    for name, grad in gradients(model).items():
+        scale = exact[name].abs().max().clamp(min=0.1)
+        assert ((grad.double() - exact[name]).abs().max() / scale) < 0.05, name
+
+
+@pytest.mark.parametrize("variant", [["random", "dot_product"], {}], ids=str)
+def test_packed_input_that_cannot_be_told_in_a_graph_is_an_error_there(variant):
+    model = model_of(config_of(variant))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    positions = torch.arange(11)[None]
+    torch.testing.assert_close(*(m(random_ids(1, 11), position_ids=positions)[0] for m in (compiled, model)))
+    with pytest.raises(RuntimeError, match="position_ids restart: packed input cannot be traced or compiled"):
+        compiled(random_ids(1, 11), position_ids=positions % 6)
+
+
+@pytest.mark.parametrize("variant", [{}, {"sort_net": "pooled", "sort_top_k": 2}, ["random", "dot_product"]], ids=str)
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpointing_computes_the_same_dropout_again(variant, use_reentrant):
+    """Forward without gradients and the recomputation with them draw alike."""
+    model = model_of(config_of(variant, attention_dropout=0.3, hidden_dropout=0.1), "ForMaskedLM").double().train()
+    ids, mask = random_ids(2, 12), torch.ones(2, 12, dtype=torch.long)
+    mask[1, :4] = 0
+    found = []
+    for is_checkpointing in (False, True):
+        if is_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(ids, attention_mask=mask, labels=ids).loss.backward()
+        found.append(gradients(model))
+    assert found[0].keys() == found[1].keys()
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad, msg=name)
+
+
+@pytest.mark.parametrize("name", [name for name in SOME_CAUSAL if "dense" not in name.split("-")[1].split("+")])
+def test_a_cache_lets_queries_alone_be_trained(name):
+    model = causal_model(name).double()
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["query"], init_lora_weights=False)).double()
+    ids, found = random_ids(2, 12), []
+    for sizes in ([12], [5, 1, 1, 3, 2]):
+        model.zero_grad()
+        cache, logits = None, []
+        for part in ids.split(sizes, dim=1):
+            outputs = model(input_ids=part, past_key_values=cache, use_cache=True)
+            cache = outputs.past_key_values
+            logits.append(outputs.logits)
+        torch.cat(logits, 1).sin().sum().backward()
+        found.append(gradients(model))
+    for key, grad in found[0].items():
+        torch.testing.assert_close(found[1][key], grad)
+
+
+@pytest.mark.parametrize("variant", [["random"], ["fixed_random"], ["factorized_random"], ["dense"], {}], ids=str)
+def test_a_batch_of_nothing_but_padding_is_nothing(variant):
+    model = model_of(config_of(variant))
+    outputs = model(random_ids(2, 5), attention_mask=torch.zeros(2, 5, dtype=torch.long))
+    assert torch.equal(outputs.last_hidden_state, torch.zeros(2, 5, 18))
