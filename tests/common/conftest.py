@@ -10,8 +10,9 @@ from not_run import LEFT_OUT, reason_of
 MARKERS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "is_pipeline_test")
 MARKERS += ("is_training_test", "torch_compile_test")
 HERE = Path(__file__).parent
-# one test for every precision, side of padding, mask and kernel: `make common-tests` runs all 24
-REPEATED = re.compile(r"test_eager_matches_sdpa_inference_(?!08|14|17)")
+# one test for every precision, side of padding, mask and kernel, and one that trains for seconds: `make common-tests`
+# runs them all
+REPEATED = re.compile(r"test_eager_matches_sdpa_inference_(?!08|17)|test_training_overfit")
 
 
 def pytest_configure(config):

@@ -49,7 +49,14 @@ def exported(checkpoint: Path, *options: str) -> Path:
     return output
 
 
-@pytest.mark.parametrize(("auto_class", "family"), list(zip(ENCODERS, itertools.cycle(FAMILIES), strict=False)))
+# one of them, and all with `-m 'slow or not slow'`
+@pytest.mark.parametrize(
+    ("auto_class", "family"),
+    [
+        pytest.param(*pair, marks=[] if pair[0] == exporting.MULTIPLE_CHOICE else pytest.mark.slow)
+        for pair in zip(ENCODERS, itertools.cycle(FAMILIES), strict=False)
+    ],
+)
 def test_every_head_in_both_formats(family, auto_class, tmp_path):
     # the sort is in the test of variants; without it a graph is much smaller
     fields = {"sort_net": "none"} if family == "sinkhorn" else {}
@@ -85,13 +92,18 @@ def test_every_head_in_both_formats(family, auto_class, tmp_path):
     ("variant", "is_causal"),
     [
         (SYNTHESIZERS, False),
-        ({"sort_net": "mlp", "share_sort_net": True}, False),
-        ({"sort_net": "bilinear", "block_pooling": "mean", "mix_dot_product": True, "combine": "logits"}, False),
-        ({"sortcut_blocks": 2, "block_pooling": "first"}, False),
-        ({"sort_net": "pooled", "sort_hard": True}, False),
         ({"sort_top_k": 2, "sorted_blocks": 2}, False),
         (["random", "dot_product"], True),
-        ({"causal_balancing": "sinkhorn", "combine": "sum", "block_pooling": "sum"}, True),
+        *(
+            pytest.param(variant, is_causal, marks=pytest.mark.slow)
+            for variant, is_causal in (
+                ({"sort_net": "mlp", "share_sort_net": True}, False),
+                ({"sort_net": "bilinear", "block_pooling": "mean", "mix_dot_product": True, "combine": "logits"}, False),
+                ({"sortcut_blocks": 2, "block_pooling": "first"}, False),
+                ({"sort_net": "pooled", "sort_hard": True}, False),
+                ({"causal_balancing": "sinkhorn", "combine": "sum", "block_pooling": "sum"}, True),
+            )
+        ),
     ],
     ids=str,
 )
