@@ -71,6 +71,8 @@ def token_labels(labels: torch.Tensor | None, rows: Rows) -> torch.Tensor | None
     """(B, L) labels -> those of the tokens; -100 at masked tokens, which static rows keep."""
     if labels is None:
         return None
+    if tuple(labels.shape) != tuple(rows.shape):
+        raise ValueError(f"labels has shape {tuple(labels.shape)}, but must be {tuple(rows.shape)}, one for each token")
     return rows.gather(labels if rows.valid is None else labels.masked_fill(~rows.valid, -100))
 
 

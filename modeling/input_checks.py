@@ -6,6 +6,9 @@ from transformers.cache_utils import Cache
 from ..configuration.configuration_backbone import BackboneConfig
 from .rows import is_static
 
+# the literal forms and the fast ones
+IMPLEMENTATIONS = ("eager", "sdpa")
+
 
 def reads_values(tensor: torch.Tensor) -> bool:
     """Whether values may be looked at: not in a traced graph, nor on an accelerator, which would have to be awaited."""
@@ -38,6 +41,11 @@ def check_inputs(
     token_type_ids: torch.Tensor | None,
 ) -> None:
     """Check everything but the mask and the maximal length."""
+    if config._attn_implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attn_implementation={config._attn_implementation!r} is not one that this model has: choose one of "
+            f"{', '.join(IMPLEMENTATIONS)}"
+        )
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give exactly one of input_ids and inputs_embeds")
     if input_ids is not None and input_ids.dim() != 2:
@@ -54,6 +62,10 @@ def check_inputs(
     if position_ids is not None and position_ids.shape not in ((batch, length), (1, length)):
         raise ValueError(
             f"position_ids has shape {tuple(position_ids.shape)}, but must be {(batch, length)} or (1, {length})"
+        )
+    if token_type_ids is not None and token_type_ids.shape not in ((batch, length), (1, length)):
+        raise ValueError(
+            f"token_type_ids has shape {tuple(token_type_ids.shape)}, but must be {(batch, length)} or (1, {length})"
         )
     if token_type_ids is not None and not config.type_vocab_size:
         check_no_types(token_type_ids)
@@ -120,9 +132,9 @@ def packed_lengths(
     """
     The lengths of the documents of packed input, `None` for other input.
 
-    A batch of one is packed if `cu_seq_lens_q` or `seq_idx` say so, or if it has neither mask nor cache and its
-    `position_ids` restart: each is one more than the one before, or the first one again. Other `position_ids` only say
-    where position embeddings are read.
+    A batch of one is packed if `cu_seq_lens_q` or `seq_idx` say so. Any batch is if it has neither mask nor cache and
+    its `position_ids` restart: each is one more than the one before, or the first one of its row again. Other
+    `position_ids` only say where position embeddings are read.
 
     Args:
         shape: (batch, length) of the input.
@@ -133,20 +145,22 @@ def packed_lengths(
     told = {"cu_seq_lens_q": cu_seq_lens_q, "cu_seq_lens_k": cu_seq_lens_k, "seq_idx": seq_idx}
     told = {name: tensor for name, tensor in told.items() if tensor is not None}
     batch, length = shape
-    if not told and (position_ids is None or batch != 1 or mask is not None or past_key_values is not None):
+    if not told and (position_ids is None or mask is not None or past_key_values is not None):
         return None
     if is_static():
         if told:
             raise ValueError(f"{next(iter(told))} was given: packed input cannot be traced or compiled")
-        steps, first = position_ids[0, 1:] - position_ids[0, :-1], position_ids[0, 0]
-        jumps, back = steps != 1, position_ids[0, 1:] == first
+        jumps, others = jumps_of(position_ids)
         torch._assert_async(
-            (jumps & ~back).any() | ~jumps.any(), "position_ids restart: packed input cannot be traced or compiled"
+            others.any() | ~jumps.any(), "position_ids restart: packed input cannot be traced or compiled"
         )
         return None
     if not told:
         starts = starts_of_restarting(position_ids)
-        return None if len(starts) < 2 else lengths_between(starts, length)
+        if max(map(len, starts)) < 2:
+            return None
+        starts = starts if len(starts) == batch else starts * batch
+        return [count for row in starts for count in lengths_between(row, length)]
     for name in told:
         if batch != 1:
             raise ValueError(f"{name} was given with a batch of {batch}: packed input is a batch of one")
@@ -176,13 +190,18 @@ def packed_lengths(
     return lengths
 
 
-def starts_of_restarting(position_ids: torch.Tensor) -> list[int]:
-    """Where (1, length) positions restart at the first of them, 0 included; [0] if they do anything else."""
-    positions = position_ids[0]
-    jumps = (positions[1:] != positions[:-1] + 1).nonzero().flatten() + 1
-    if not (positions[jumps] == positions[0]).all():
-        return [0]
-    return [0, *jumps.tolist()]
+def jumps_of(position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, length - 1), where positions do not go on by one, and where they do not go back to their first either."""
+    jumps = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    return jumps, jumps & (position_ids[:, 1:] != position_ids[:, :1])
+
+
+def starts_of_restarting(position_ids: torch.Tensor) -> list[list[int]]:
+    """Where the positions of each row restart at the first of them, 0 included; [0] if any row does anything else."""
+    jumps, others = jumps_of(position_ids)
+    if others.any():
+        return [[0] for _ in position_ids]
+    return [[0, *(row.nonzero().flatten() + 1).tolist()] for row in jumps]
 
 
 def lengths_between(starts: list[int], end: int) -> list[int]:

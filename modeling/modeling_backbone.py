@@ -196,9 +196,9 @@ class BackboneModel(BackbonePreTrainedModel):
         A masked token is not there: positions, blocks and synthesised rows count the valid tokens of a row, wherever
         its padding lies, and nothing is computed for the others.
 
-        Packed input is a batch of one whose documents follow one another; each is a row of its own. `cu_seq_lens_q`
-        (and `cu_seq_lens_k`, `max_length_q`, `max_length_k`) or `seq_idx` say where they begin, or, without a mask and
-        a cache, `position_ids` that restart: each is one more than the one before, or the first one again.
+        In packed input documents follow one another; each is a row of its own. `cu_seq_lens_q` (and `cu_seq_lens_k`,
+        `max_length_q`, `max_length_k`) or `seq_idx` say where those of a batch of one begin, or, without a mask and a
+        cache, `position_ids` that restart: each is one more than the one before, or the first one of its row again.
 
         Args:
             input_ids: (batch, length) token ids. Either these or `inputs_embeds`.
@@ -316,7 +316,7 @@ class BackboneModel(BackbonePreTrainedModel):
         if not isinstance(past, int) or past:
             rows = Rows.after(past, shape, mask, end, device)
         elif lengths is not None:
-            rows = Rows.packed(lengths, device)
+            rows = Rows.packed(shape, lengths, device)
         elif mask is not None:
             rows = Rows.padded(mask)
         else:

@@ -44,7 +44,7 @@ class Rows(NamedTuple):
     end: how many positions the tokens may look at, those in a cache and, for a cache, columns of padding counted.
     start: the first position of all rows, if it is the same one and known; else `None`.
     cached_mask: (B, end) valid columns, those in the cache too; `None` if all are, or without a cache.
-    is_packed: whether the rows are documents packed into a batch of one.
+    is_packed: whether the rows are documents, of which a row of the batch may hold several.
     """
 
     shape: tuple[int, int]
@@ -101,10 +101,10 @@ class Rows(NamedTuple):
         )
 
     @classmethod
-    def packed(cls, lengths: list[int], device: torch.device) -> "Rows":
-        """Documents of these lengths, one after the other in a batch of one."""
+    def packed(cls, shape: tuple[int, int], lengths: list[int], device: torch.device) -> "Rows":
+        """Documents of these lengths, one after the other, that fill the rows of the batch."""
         positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
-        return cls((1, sum(lengths)), groups_of(lengths), positions, end=max(lengths), is_packed=True)
+        return cls(shape, groups_of(lengths), positions, end=max(lengths), is_packed=True)
 
     @classmethod
     def after(cls, past: int | torch.Tensor, shape: tuple[int, int], mask: torch.Tensor | None, end: int, device):

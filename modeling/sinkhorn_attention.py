@@ -18,6 +18,10 @@ from .sinkhorn_sort import Blocks
 from .softmax_attention import fused_attention, precise, seen_softmax
 
 
+# numbers from which a CPU gains by working on one head at a time
+MANY = 2**20
+
+
 class Options(NamedTuple):
     """
     How blocks are attended to.
@@ -78,8 +82,8 @@ def attend_to_blocks(
 ) -> torch.Tensor:
     """`sinkhorn_attention` without SortCut on (N, H, b, dh), 0 in empty slots."""
     heads = range(queries.shape[1])
-    by_head = choice is not None and len(heads) > 1 and runs_on_cpu(queries) and not torch.is_grad_enabled()
-    if by_head and not options.dropout:
+    by_head = choice is not None and runs_on_cpu(queries) and not torch.is_grad_enabled()
+    if by_head and len(heads) > 1 and queries.numel() >= MANY and not options.dropout:
         # one head at a time: the memory of its sorted blocks is used again, which new memory costs more than the work;
         # dropout is to be drawn as with gradients, which activation checkpointing computes again
         outputs = torch.empty_like(values)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from .softmax_attention import compute_dtype
+
 
 def choose(
     log_matrix: torch.Tensor, pairs: torch.Tensor | None, top_k: int | None = None, is_hard: bool = False
@@ -34,11 +36,20 @@ def choose(
         soft = _without(log_matrix.softmax(-1), pairs)
     if not is_cut:
         return soft, None
-    largest, index = log_matrix.topk(torch.sym_min(top_k, n) if exporting else top_k)
+    largest, index = log_matrix.topk(torch.sym_min(top_k, n)) if exporting else first_largest(log_matrix, top_k)
     kept = _without(torch.zeros_like(log_matrix).scatter(-1, index, largest.softmax(-1)), pairs)
     if is_hard and soft.requires_grad:
         return kept.detach() + (soft - soft.detach()), None
     return kept, index
+
+
+def first_largest(tensor: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The k largest entries of the last dimension and their indices, the first ones among equals: what a row chooses may
+    not depend on blocks that come later, or on the other rows of a batch, as in `topk`.
+    """
+    values, index = tensor.sort(dim=-1, descending=True, stable=True)
+    return values[..., :k], index[..., :k]
 
 
 def _without(matrix: torch.Tensor, pairs: torch.Tensor | None) -> torch.Tensor:
@@ -109,7 +120,8 @@ class Choice(NamedTuple):
 
     def arrived_mass(self, valid: torch.Tensor) -> torch.Tensor:
         """w_i[t] = sum_j S_ij m_j[t], the valid part of slot t: (1 or R, n, b) -> (R, H, n m, b)."""
-        return self.fetch(valid[:, None].to(self.weights.dtype).expand(*self.weights.shape[:2], -1, -1))
+        with torch.autocast(valid.device.type, enabled=False):
+            return self.fetch(valid[:, None].to(self.weights.dtype).expand(*self.weights.shape[:2], -1, -1))
 
     def sorted_blocks(self, slots: torch.Tensor, mass: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -122,7 +134,12 @@ class Choice(NamedTuple):
         Returns:
             (R, H, n m, b, dh)
         """
-        # the smallest masses underflow in float16
-        dtype = self.weights.dtype if mass is not None and slots.dtype == torch.float16 else slots.dtype
-        ordered = self.fetch(slots.to(dtype).flatten(-2)).unflatten(-1, slots.shape[-2:])
-        return ordered if mass is None else (ordered / divisor(mass)[..., None]).to(slots.dtype)
+        if mass is None:
+            return self.fetch(slots.flatten(-2)).unflatten(-1, slots.shape[-2:])
+        if compute_dtype(slots) == torch.float16:
+            # the smallest masses underflow in it
+            with torch.autocast(slots.device.type, enabled=False):
+                ordered = self.fetch(slots.to(self.weights.dtype).flatten(-2))
+        else:
+            ordered = self.fetch(slots.flatten(-2))
+        return (ordered.unflatten(-1, slots.shape[-2:]) / divisor(mass)[..., None]).to(slots.dtype)

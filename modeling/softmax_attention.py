@@ -33,6 +33,12 @@ def precise(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """What a product of the tensor is computed in: the type of autocast, or its own."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
 def split_heads(hidden_states: torch.Tensor, num_heads: int) -> torch.Tensor:
     """(R, L, H w) -> (R, H, L, w)"""
     return hidden_states.unflatten(-1, (num_heads, -1)).transpose(1, 2)

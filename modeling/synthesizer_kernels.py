@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from .rows import Rows, is_static
-from .softmax_attention import derivable_gradients, future_keys, literal_attention, precise, split_heads
+from .softmax_attention import compute_dtype, derivable_gradients, future_keys, literal_attention, precise, split_heads
 from .synthesizer_logits import Logits, expand_factors, pad_features
 
 # logits that are worked on at a time on a CPU: what a core's own cache holds
@@ -142,12 +142,9 @@ def tile_weights(terms: Logits, tile: Tile, is_causal: bool) -> torch.Tensor:
 
 def wide_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """`left @ right` for the features of several members: in float32 where float16 may be too narrow for their sum."""
-    device = left.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else left.dtype
-    if dtype != torch.float16:
+    if compute_dtype(left) != torch.float16:
         return left @ right
-    with torch.autocast(device, enabled=False):
-        return left.float() @ right.float()
+    return exact_product(left.float(), right.float())
 
 
 def add_gradients(grads: Logits, terms: Logits, tile: Tile, grad: torch.Tensor) -> None:

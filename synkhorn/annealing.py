@@ -9,7 +9,8 @@ from .configuration.configuration_sinkhorn import MIN_TEMPERATURE
 class AnnealSortTemperature(TrainerCallback):
     """
     A callback of the Trainer that writes `sinkhorn_temperature` of a Sinkhorn model's configuration at every step: from
-    its value at the start down to `end`, by the same factor a step. The model then is saved with the last value.
+    its value at the start down to `end`, by the same factor a step. The model then is saved with the last value, or, with
+    `load_best_model_at_end`, with that of its best step.
 
         Trainer(model, arguments, callbacks=[AnnealSortTemperature(0.1)], ...)
 
@@ -32,3 +33,8 @@ class AnnealSortTemperature(TrainerCallback):
         if self.start is None:
             self.start = model.config.sinkhorn_temperature
         model.config.sinkhorn_temperature = self.temperature(state.global_step / max(1, state.max_steps - 1))
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if args.load_best_model_at_end and state.best_global_step:
+            progress = (state.best_global_step - 1) / max(1, state.max_steps - 1)
+            model.config.sinkhorn_temperature = self.temperature(progress)

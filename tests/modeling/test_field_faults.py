@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AttentionInterface
 from variants import SOME_CAUSAL, causal_model, config_of, model_of, random_ids
 
 
@@ -94,3 +95,69 @@ def test_a_batch_of_nothing_but_padding_is_nothing(variant):
     model = model_of(config_of(variant))
     outputs = model(random_ids(2, 5), attention_mask=torch.zeros(2, 5, dtype=torch.long))
     assert torch.equal(outputs.last_hidden_state, torch.zeros(2, 5, 18))
+
+
+TIED = [
+    {"sort_top_k": 2, "causal_balancing": "sinkhorn", "is_causal": True},
+    {"sort_top_k": 2, "causal_balancing": "sinkhorn", "is_causal": True, "sorted_blocks": 2},
+    {"sort_top_k": 1, "sinkhorn_temperature": 0.02},
+    {"sort_top_k": 2, "sort_net": "bilinear", "sinkhorn_temperature": 0.02},
+]
+
+
+@pytest.mark.parametrize("variant", TIED, ids=str)
+def test_equal_entries_are_chosen_alike_whatever_stands_beside_them(variant):
+    """The largest entries of a saturated sort are equal: a row alone, in a batch, and before later tokens."""
+    for seed in range(10):
+        model = model_of(config_of(variant, max_position_embeddings=40), seed=seed).double()
+        with torch.no_grad():
+            for layer in model.layers:
+                for x in layer.attention.sort.parameters():
+                    x.mul_(1e3 if model.config.is_causal else 1.0)
+        ids = random_ids(2, 40, seed)
+        mask = torch.ones_like(ids)
+        mask[0, 22:] = 0
+        alone = model(ids[:1, :22]).last_hidden_state[0]
+        assert_near(model(ids, attention_mask=mask).last_hidden_state[0, :22], alone)
+        if model.config.is_causal:
+            assert_near(model(ids).last_hidden_state[0, :22], alone)
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"sort_net": "pooled", "sinkhorn_temperature": 0.1},
+        {"sort_net": "bilinear", "block_pooling": "sum"},
+    ],
+    ids=str,
+)
+def test_slots_of_little_mass_under_float16_autocast(variant):
+    for seed in range(5):
+        model = model_of(config_of(variant, num_hidden_layers=1, max_position_embeddings=40), seed=seed)
+        with torch.autocast("cpu", torch.float16):
+            states = model(random_ids(1, 17, seed)).last_hidden_state
+        states.float().square().mean().backward()
+        assert all(grad.isfinite().all() for grad in gradients(model).values())
+
+
+@pytest.mark.parametrize("name", ["ForMaskedLM", "ForTokenClassification", "ForCausalLM"])
+@pytest.mark.parametrize("shape", [(2, 9), (1, 7), (14,)], ids=str)
+def test_labels_of_another_shape_are_refused(name, shape):
+    model = model_of(config_of({}, is_causal=name == "ForCausalLM"), name)
+    ids, mask = random_ids(2, 7), torch.ones(2, 7, dtype=torch.long)
+    for mask in (None, mask.index_fill(1, torch.tensor([6]), 0)):
+        with pytest.raises(ValueError, match=r"labels has shape .*, but must be \(2, 7\)"):
+            model(ids, attention_mask=mask, labels=torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize("variant", [["dot_product"], {}], ids=str)
+def test_an_implementation_that_there_is_not_is_no_silent_other_one(variant):
+    AttentionInterface.register("of_somebody", lambda *arguments, **options: None)
+    model = model_of(config_of(variant))
+    model.set_attn_implementation("of_somebody")
+    with pytest.raises(ValueError, match="attn_implementation='of_somebody' is not one .*: choose one of eager, sdpa"):
+        model(random_ids(1, 5))

@@ -24,7 +24,27 @@ MODELS = {"synthesizer": tiny_config(["random", "dot_product"]), "sinkhorn": tin
     ],
 )
 def test_positions_restart_at_the_first_of_them(positions, starts):
-    assert starts_of_restarting(torch.tensor([positions])) == starts
+    assert starts_of_restarting(torch.tensor([positions])) == [starts]
+
+
+def test_rows_of_a_batch_restart_each_at_its_own_first_position():
+    assert starts_of_restarting(torch.tensor([[0, 1, 0, 1], [5, 6, 7, 8]])) == [[0, 2], [0]]
+    assert starts_of_restarting(torch.tensor([[0, 1, 0, 1], [5, 6, 4, 5]])) == [[0], [0]]
+
+
+@pytest.mark.parametrize("head", ["ForMaskedLM", "ForSequenceClassification"])
+@pytest.mark.parametrize("family", MODELS)
+def test_a_batch_of_packed_rows_is_its_rows_one_by_one(family, head):
+    """As in a Trainer with packed rows, whose last batch may be of one."""
+    model = randomize(getattr(synkhorn, f"{family.title()}{head}")(MODELS[family])).eval()
+    ids, positions = random_ids(2, 12), torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6], [*range(8), 0, 1, 2, 3]])
+    outputs = model(ids, position_ids=positions, output_hidden_states=True)
+    alone = [model(x[None], position_ids=p[None], output_hidden_states=True) for x, p in zip(ids, positions)]
+    for one, others in ((outputs.logits, [x.logits for x in alone]),
+                        (outputs.hidden_states[-1], [x.hidden_states[-1] for x in alone])):  # fmt: skip
+        torch.testing.assert_close(one, torch.cat(others), atol=1e-5, rtol=1e-5)
+    shared = model(ids, position_ids=positions[:1]).logits
+    torch.testing.assert_close(shared, model(ids, position_ids=positions[:1].repeat(2, 1)).logits)
 
 
 @pytest.mark.parametrize("head", ["ForMaskedLM", "ForCausalLM"])
@@ -42,14 +62,12 @@ def test_what_the_collator_gives_is_the_texts_one_by_one(family, head):
 
 
 def test_positions_say_where_embeddings_are_read_in_any_other_input():
-    """With a mask, a cache or a second row, restarting positions are positions."""
+    """With a mask or a cache, restarting positions are positions."""
     model = randomize(synkhorn.SynthesizerModel(tiny_config(is_causal=True))).eval()
     ids, positions = random_ids(1, 6), torch.tensor([[0, 1, 2, 0, 1, 2]])
     packed = model(ids, position_ids=positions).last_hidden_state
     one_row = model(ids, position_ids=positions, attention_mask=torch.ones_like(ids)).last_hidden_state
     assert (packed - one_row)[:, 3:].abs().max() > 0.01
-    batch = model(ids.repeat(2, 1), position_ids=positions).last_hidden_state
-    torch.testing.assert_close(batch[:1], one_row)
     first = model(ids[:, :1], use_cache=True)
     rest = model(ids[:, 1:], position_ids=positions[:, 1:], past_key_values=first.past_key_values)
     torch.testing.assert_close(rest.last_hidden_state, one_row[:, 1:], atol=1e-5, rtol=1e-5)

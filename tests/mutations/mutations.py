@@ -231,6 +231,30 @@ dropout of attention weights stays on in evaluation
 backbone_attention.BackboneAttention.dropout
 _ if self.training else 0.0 -> _
 test_attention.py::test_attention_dropout_is_exact_for_each_row_of_the_batch
+dropout without gradients is drawn head by head
+sinkhorn_attention.attend_to_blocks
+by_head and _a and _b and not options.dropout -> by_head and _a
+test_field_faults.py::test_activation_checkpointing_computes_the_same_dropout_again
+which of equal entries are chosen hangs on their neighbours
+sinkhorn_choice.first_largest
+(values[..., :k], index[..., :k]) -> tensor.topk(k)
+test_field_faults.py::test_equal_entries_are_chosen_alike_whatever_stands_beside_them
+float16 rows are divided by next to nothing
+synthesizer_kernels.Columns.__init__
+LEAST_HALF_SUM if _ else LEAST_SUM -> LEAST_SUM
+test_field_faults.py::test_float16_rows_that_see_little_of_a_longer_ones_softmax
+small masses underflow in autocast's float16
+sinkhorn_choice.Choice.sorted_blocks
+compute_dtype(slots) == torch.float16 -> slots.dtype == torch.float16
+test_field_faults.py::test_slots_of_little_mass_under_float16_autocast
+keys change in the cache before a gradient has read them
+position_cache.write
+torch.is_grad_enabled() -> buffer.requires_grad
+test_field_faults.py::test_a_cache_lets_queries_alone_be_trained
+packed rows of a graph are one row
+input_checks.packed_lengths
+others.any() | _ -> (others == others).all()
+test_field_faults.py::test_packed_input_that_cannot_be_told_in_a_graph_is_an_error_there
 """
 MUTATIONS = [Mutation(*lines) for lines in zip(*[iter(FAULTS.strip().splitlines())] * 4, strict=True)]
 
