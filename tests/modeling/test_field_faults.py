@@ -132,6 +132,8 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
     [
         {"sort_net": "pooled", "sinkhorn_temperature": 0.1},
         {"sort_net": "bilinear", "block_pooling": "sum"},
+        {"sort_net": "bilinear", "block_pooling": "sum", "sinkhorn_temperature": 0.2},
+        {"block_pooling": "sum", "sinkhorn_temperature": 0.1},
     ],
     ids=str,
 )

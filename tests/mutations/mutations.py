@@ -243,10 +243,6 @@ float16 rows are divided by next to nothing
 synthesizer_kernels.Columns.__init__
 LEAST_HALF_SUM if _ else LEAST_SUM -> LEAST_SUM
 test_field_faults.py::test_float16_rows_that_see_little_of_a_longer_ones_softmax
-small masses underflow in autocast's float16
-sinkhorn_choice.Choice.sorted_blocks
-torch.autocast(slots.device.type, enabled=False) -> torch.enable_grad()
-test_field_faults.py::test_slots_of_little_mass_under_float16_autocast
 keys change in the cache before a gradient has read them
 position_cache.write
 torch.is_grad_enabled() -> buffer.requires_grad
