@@ -4,7 +4,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from ..configuration.configuration_backbone import BackboneConfig
-from .rows import is_static
+from .rows import has_transforms, is_static
 
 # the literal forms and the fast ones
 IMPLEMENTATIONS = ("eager", "sdpa")
@@ -59,14 +59,10 @@ def check_inputs(
     if length < 1:
         longest = config.max_position_embeddings
         raise ValueError(f"the input has 0 tokens, but this model takes 1 to max_position_embeddings={longest}")
-    if position_ids is not None and position_ids.shape not in ((batch, length), (1, length)):
-        raise ValueError(
-            f"position_ids has shape {tuple(position_ids.shape)}, but must be {(batch, length)} or (1, {length})"
-        )
-    if token_type_ids is not None and token_type_ids.shape not in ((batch, length), (1, length)):
-        raise ValueError(
-            f"token_type_ids has shape {tuple(token_type_ids.shape)}, but must be {(batch, length)} or (1, {length})"
-        )
+    for name, ids in (("position_ids", position_ids), ("token_type_ids", token_type_ids)):
+        # one comparison at a time: a traced graph does not find sizes that it does not know in a tuple
+        if ids is not None and (ids.dim() != 2 or ids.shape[1] != length or ids.shape[0] not in (1, batch)):
+            raise ValueError(f"{name} has shape {tuple(ids.shape)}, but must be {(batch, length)} or (1, {length})")
     if token_type_ids is not None and not config.type_vocab_size:
         check_no_types(token_type_ids)
     check_range("input_ids", input_ids, "vocab_size", config.vocab_size)
@@ -151,9 +147,11 @@ def packed_lengths(
         if told:
             raise ValueError(f"{next(iter(told))} was given: packed input cannot be traced or compiled")
         jumps, others = jumps_of(position_ids)
-        torch._assert_async(
-            others.any() | ~jumps.any(), "position_ids restart: packed input cannot be traced or compiled"
-        )
+        is_plain, fault = others.any() | ~jumps.any(), "position_ids restart: packed input cannot be traced or compiled"
+        if not has_transforms():
+            torch._assert_async(is_plain, fault)
+        elif not is_plain:
+            raise ValueError(fault)
         return None
     if not told:
         starts = starts_of_restarting(position_ids)

@@ -45,9 +45,11 @@ def test_float16_rows_that_see_little_of_a_longer_ones_softmax(member, spread):
 @pytest.mark.parametrize("variant", [["random", "dot_product"], {}], ids=str)
 def test_packed_input_that_cannot_be_told_in_a_graph_is_an_error_there(variant):
     model = model_of(config_of(variant))
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
     positions = torch.arange(11)[None]
     torch.testing.assert_close(*(m(random_ids(1, 11), position_ids=positions)[0] for m in (compiled, model)))
+    with pytest.raises(ValueError, match="position_ids restart"):
+        torch.func.vmap(lambda ids: model(ids, position_ids=positions % 6)[0])(random_ids(2, 11)[:, None])
     with pytest.raises(RuntimeError, match="position_ids restart: packed input cannot be traced or compiled"):
         compiled(random_ids(1, 11), position_ids=positions % 6)
 
