@@ -17,7 +17,6 @@ from .sinkhorn_kernels import block_attention, runs_on_cpu, sorted_and_own, sort
 from .sinkhorn_sort import Blocks
 from .softmax_attention import fused_attention, precise, seen_softmax
 
-
 # numbers from which a CPU gains by working on one head at a time
 MANY = 2**20
 

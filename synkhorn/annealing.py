@@ -9,8 +9,8 @@ from .configuration.configuration_sinkhorn import MIN_TEMPERATURE
 class AnnealSortTemperature(TrainerCallback):
     """
     A callback of the Trainer that writes `sinkhorn_temperature` of a Sinkhorn model's configuration at every step: from
-    its value at the start down to `end`, by the same factor a step. The model then is saved with the last value, or, with
-    `load_best_model_at_end`, with that of its best step.
+    its value at the start down to `end`, by the same factor a step. The model then has the last value, or, with
+    `load_best_model_at_end`, that of its best step.
 
         Trainer(model, arguments, callbacks=[AnnealSortTemperature(0.1)], ...)
 

@@ -27,7 +27,7 @@ from ...families import FAMILIES
 from ...modeling.rows import Rows
 from .benchmark_models import entry_of
 from .plots import multiples, save
-from .report import about_line, machine, write_report
+from .report import about_line, machine, with_ending, write_report
 
 PEERS = ["gpt2", "llama"]
 SYNTHETIC = [name for name in SYNTHESIZERS if name != "dot_product"]
@@ -225,5 +225,5 @@ def main(argv: list[str] | None = None) -> None:
     settings = {name: value for name, value in vars(arguments).items() if name not in ("measure", "output")}
     output = Path(arguments.output)
     write_report(output, report, {"machine": about, "settings": settings, "results": results})
-    plot(results, arguments, output.with_suffix(".png"))
+    plot(results, arguments, with_ending(output, ".png"))
     print(report)

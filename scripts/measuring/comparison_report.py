@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 from scipy.stats import t
 
-from .report import about_line, machine, write_report
+from .report import about_line, machine, with_ending, write_report
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -151,5 +151,5 @@ def report(path: Path, spec: dict[str, Any], results: list[dict[str, Any]], task
     ]
     text = "\n".join(lines) + "\n"
     write_report(path, text, {"machine": machine(), "spec": spec, "metric": task.metric, "results": results})
-    draw(results, task, path.with_suffix(".png"))
+    draw(results, task, with_ending(path, ".png"))
     return text

@@ -45,8 +45,13 @@ def about_line(about: dict[str, str]) -> str:
     return "; ".join(f"{name} {value}" for name, value in about.items())
 
 
+def with_ending(path: Path, ending: str) -> Path:
+    """A path with an ending more; `with_suffix` would replace what follows a point in its name."""
+    return path.with_name(path.name + ending)
+
+
 def write_report(output: Path, markdown: str, figures: dict) -> None:
     """Write `output` with the endings `.md` and `.json`; its folder is made where it is missing."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(output.with_suffix(".md"), markdown)
-    write_whole(output.with_suffix(".json"), json.dumps(figures, indent=2) + "\n")
+    write_whole(with_ending(output, ".md"), markdown)
+    write_whole(with_ending(output, ".json"), json.dumps(figures, indent=2) + "\n")

@@ -28,6 +28,7 @@ from ..common.comparison_spec import ENTRANT_FIELDS, ComparisonSpec, expect
 from ..common.precision import device_type
 from ..measuring.comparison_report import report
 from ..measuring.memory import forget_peak, resident_megabytes
+from ..measuring.report import with_ending
 from ..measuring.sort_statistics import sort_statistics
 from .entrants import RECORD, Entrants, own_fields, slug
 from .experiments import Drawn
@@ -334,7 +335,7 @@ def compare(
         keep_recorded: whether results in the report at `path` stand for their cells, where these are still the same.
     """
     comparison = Comparison(spec, folder, data_dir)
-    recorded = recorded_results(path.with_suffix(".json"), spec) if keep_recorded else {}
+    recorded = recorded_results(with_ending(path, ".json"), spec) if keep_recorded else {}
     results: list[dict[str, Any]] = []
     text, figures = "", json.loads(json.dumps(asdict(spec)))
     for result in comparison.run(recorded):

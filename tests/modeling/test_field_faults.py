@@ -152,8 +152,8 @@ def test_slots_of_little_mass_under_float16_autocast(variant):
 @pytest.mark.parametrize("shape", [(2, 9), (1, 7), (14,)], ids=str)
 def test_labels_of_another_shape_are_refused(name, shape):
     model = model_of(config_of({}, is_causal=name == "ForCausalLM"), name)
-    ids, mask = random_ids(2, 7), torch.ones(2, 7, dtype=torch.long)
-    for mask in (None, mask.index_fill(1, torch.tensor([6]), 0)):
+    ids = random_ids(2, 7)
+    for mask in (None, torch.ones_like(ids).index_fill(1, torch.tensor([6]), 0)):
         with pytest.raises(ValueError, match=r"labels has shape .*, but must be \(2, 7\)"):
             model(ids, attention_mask=mask, labels=torch.zeros(shape, dtype=torch.long))
 

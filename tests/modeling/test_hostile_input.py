@@ -28,7 +28,10 @@ IDS = random_ids(2, 7)
         ({"inputs_embeds": torch.randn(7, 18)}, r"inputs_embeds has shape \(7, 18\).*hidden_size=18\)"),
         ({"inputs_embeds": torch.randn(2, 7, 5)}, r"inputs_embeds has shape \(2, 7, 5\).*hidden_size=18\)"),
         ({"input_ids": IDS, "token_type_ids": 2 + 0 * IDS}, "token_type_ids holds 2, but type_vocab_size=2"),
-        ({"input_ids": IDS, "token_type_ids": IDS[:, :3] * 0}, r"token_type_ids has shape \(2, 3\), but must be \(2, 7"),
+        (
+            {"input_ids": IDS, "token_type_ids": IDS[:, :3] * 0},
+            r"token_type_ids has shape \(2, 3\), but must be \(2, 7",
+        ),
         ({"input_ids": IDS, "position_ids": 0 * IDS - 1}, "position_ids holds -1, but max_position_embeddings=13"),
         ({"input_ids": IDS, "position_ids": 0 * IDS + 13}, "position_ids holds 13, but max_position_embeddings=13"),
         ({"input_ids": IDS, "attention_mask": torch.ones(7)}, r"attention_mask has shape \(7,\)"),

@@ -39,7 +39,9 @@ def test_a_batch_of_packed_rows_is_its_rows_one_by_one(family, head):
     model = randomize(getattr(synkhorn, f"{family.title()}{head}")(MODELS[family])).eval()
     ids, positions = random_ids(2, 12), torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6], [*range(8), 0, 1, 2, 3]])
     outputs = model(ids, position_ids=positions, output_hidden_states=True)
-    alone = [model(x[None], position_ids=p[None], output_hidden_states=True) for x, p in zip(ids, positions)]
+    alone = [
+        model(x[None], position_ids=p[None], output_hidden_states=True) for x, p in zip(ids, positions, strict=True)
+    ]
     for one, others in ((outputs.logits, [x.logits for x in alone]),
                         (outputs.hidden_states[-1], [x.hidden_states[-1] for x in alone])):  # fmt: skip
         torch.testing.assert_close(one, torch.cat(others), atol=1e-5, rtol=1e-5)

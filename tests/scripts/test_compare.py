@@ -266,7 +266,9 @@ def test_a_trained_sort_is_served_hard_and_its_distance_from_a_permutation_told(
         "hard": {"trained_as": "soft", "sort_top_k": 1},
         "cold": {"model_type": "sinkhorn", "block_size": 4, "annealed_to": 0.25},
     }
-    soft, hard, cold = run(tmp_path, SPEC | {"entrants": entrants, "seeds": [0], "learning_rates": [1e-3], "against": None})
+    soft, hard, cold = run(
+        tmp_path, SPEC | {"entrants": entrants, "seeds": [0], "learning_rates": [1e-3], "against": None}
+    )
     assert hard["validation"] == soft["validation"] and not (tmp_path / "runs/tiny/hard/seed-0/rate-0.001").exists()
     assert all(layer["rows"] == pytest.approx(1) for layer in hard["sort"]) and soft["sort"][0]["rows"] > 1.5
     config = json.loads((tmp_path / "runs/tiny/cold/seed-0/rate-0.001/config.json").read_text())

@@ -98,7 +98,7 @@ def test_every_head_in_both_formats(family, auto_class, tmp_path):
             pytest.param(variant, is_causal, marks=pytest.mark.slow)
             for variant, is_causal in (
                 ({"sort_net": "mlp", "share_sort_net": True}, False),
-                ({"sort_net": "bilinear", "block_pooling": "mean", "mix_dot_product": True, "combine": "logits"}, False),
+                ({"sort_net": "bilinear", "mix_dot_product": True, "combine": "logits"}, False),
                 ({"sortcut_blocks": 2, "block_pooling": "first"}, False),
                 ({"sort_net": "pooled", "sort_hard": True}, False),
                 ({"causal_balancing": "sinkhorn", "combine": "sum", "block_pooling": "sum"}, True),
