@@ -146,8 +146,8 @@ def packed_lengths(
     if is_static():
         if told:
             raise ValueError(f"{next(iter(told))} was given: packed input cannot be traced or compiled")
-        jumps, others = jumps_of(position_ids)
-        is_plain, fault = others.any() | ~jumps.any(), "position_ids restart: packed input cannot be traced or compiled"
+        jumps, elsewhere = jumps_of(position_ids)
+        is_plain, fault = elsewhere.any() | ~jumps.any(), "position_ids restart: packed input cannot be traced or compiled"
         if not has_transforms():
             torch._assert_async(is_plain, fault)
         elif not is_plain:

@@ -249,7 +249,7 @@ torch.is_grad_enabled() -> buffer.requires_grad
 test_field_faults.py::test_a_cache_lets_queries_alone_be_trained
 packed rows of a graph are one row
 input_checks.packed_lengths
-others.any() | _ -> (others == others).all()
+elsewhere.any() | _ -> (elsewhere == elsewhere).all()
 test_field_faults.py::test_packed_input_that_cannot_be_told_in_a_graph_is_an_error_there
 """
 MUTATIONS = [Mutation(*lines) for lines in zip(*[iter(FAULTS.strip().splitlines())] * 4, strict=True)]
