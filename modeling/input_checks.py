@@ -147,7 +147,8 @@ def packed_lengths(
         if told:
             raise ValueError(f"{next(iter(told))} was given: packed input cannot be traced or compiled")
         jumps, elsewhere = jumps_of(position_ids)
-        is_plain, fault = elsewhere.any() | ~jumps.any(), "position_ids restart: packed input cannot be traced or compiled"
+        fault = "position_ids restart: packed input cannot be traced or compiled"
+        is_plain = elsewhere.any() | ~jumps.any()
         if not has_transforms():
             torch._assert_async(is_plain, fault)
         elif not is_plain:
