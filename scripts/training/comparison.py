@@ -278,7 +278,7 @@ class Comparison(Entrants):
                 parts.add(cell)
                 known = entrant.get("trained_as", name)
                 rates = [chosen[known]] if known in chosen else entrant.get("learning_rates", self.spec.learning_rates)
-                result = recorded.get((name, seed)) or self.result(name, seed, rates)
+                result = recorded[name, seed] if (name, seed) in recorded else self.result(name, seed, rates)
                 chosen[name] = result["rate"]
                 yield result
 
@@ -340,7 +340,8 @@ def compare(
     text, figures = "", json.loads(json.dumps(asdict(spec)))
     for result in comparison.run(recorded):
         results.append(result)
-        text = report(path, figures, results, comparison.experiment, command)
+        recorded.pop((result["entrant"], result["seed"]), None)
+        text = report(path, figures, [*results, *recorded.values()], comparison.experiment, command)
         print(f"{result['entrant']}, seed {result['seed']}, rate {result['rate']:g}: {result['test']}", flush=True)
     print(text)
     return results
