@@ -77,6 +77,9 @@ class BackboneConfig(PreTrainedConfig):
             saves most of its head's work.
         is_causal: position i attends to positions <= i only.
         use_cache: whether a causal model returns a cache (`past_key_values`) unless a call says otherwise.
+        add_cross_attention: attend to the states of an encoder too (`encoder_hidden_states`), in each layer after its own
+            attention, as the decoder of an `EncoderDecoderModel` does. Causal models only.
+        cross_attention_hidden_size: width of these states; `None` for `hidden_size`.
         classifier_pooling: what a sequence classifier reads: the `mean` of the valid tokens, the first (`cls`) or the
             `last` of them.
         classifier_act: activation between the two layers of a sequence classifier, a name of Transformers' `ACT2FN`:
@@ -119,6 +122,8 @@ class BackboneConfig(PreTrainedConfig):
     sparse_prediction: bool = False
     is_causal: bool = False
     use_cache: bool = True
+    add_cross_attention: bool = False
+    cross_attention_hidden_size: int | None = None
     classifier_pooling: str = "mean"
     classifier_act: str = "tanh"
     auto_map: dict | None = None
@@ -160,6 +165,7 @@ class BackboneConfig(PreTrainedConfig):
             "num_attention_heads",
             "intermediate_size",
             "max_position_embeddings",
+            "cross_attention_hidden_size",
         ):
             check_at_least(field, value, 1)
         if field == "num_hidden_layers":

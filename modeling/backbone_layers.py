@@ -1,12 +1,16 @@
 """The embeddings and the layers that the families share."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration.configuration_backbone import BackboneConfig
 from .backbone_attention import BackboneAttention
+from .cross_attention import CrossAttention
 from .rows import Rows
 
 
@@ -67,22 +71,47 @@ class BackboneFeedForward(nn.Module):
 
 
 class BackboneLayer(GradientCheckpointingLayer):
-    """Attention and feed-forward, each with a residual and a norm before (GPT-2) or after it (BERT)."""
+    """
+    Attention, attention to an encoder where there is one, and feed-forward, each with a residual and a norm before
+    (GPT-2) or after it (BERT).
+    """
 
-    def __init__(self, config: BackboneConfig, attention: BackboneAttention):
+    def __init__(self, config: BackboneConfig, attention: BackboneAttention, layer_idx: int):
         super().__init__()
         self.norm_first = config.norm_first
         self.attention = attention
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.add_cross_attention:
+            self.cross_attention = CrossAttention(config, layer_idx)
+            self.cross_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = BackboneFeedForward(config)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_states: torch.Tensor, rows: Rows, **kwargs) -> torch.Tensor:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        rows: Rows,
+        encoder_tokens: torch.Tensor | None = None,
+        encoder_rows: Rows | None = None,
+        encoder_cache: EncoderDecoderCache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """Tokens in, tokens out; `encoder_tokens`, `encoder_rows` and `encoder_cache` are those of `EncoderStates`."""
+
+        def attend(states: torch.Tensor) -> torch.Tensor:
+            return self.attention(states, rows, **kwargs)[0]
+
+        def attend_to_encoder(states: torch.Tensor) -> torch.Tensor:
+            return self.cross_attention(states, rows, encoder_tokens, encoder_rows, encoder_cache)[0]
+
+        hidden_states = self.residual(hidden_states, attend, self.attention_norm)
+        if encoder_tokens is not None:
+            hidden_states = self.residual(hidden_states, attend_to_encoder, self.cross_attention_norm)
+        return self.residual(hidden_states, self.feed_forward, self.feed_forward_norm)
+
+    def residual(self, states: torch.Tensor, part: Callable[[torch.Tensor], torch.Tensor], norm: nn.Module):
+        """A part of the layer with its residual, norm and dropout."""
         if self.norm_first:
-            attended, _ = self.attention(self.attention_norm(hidden_states), rows, **kwargs)
-            hidden_states = hidden_states + self.dropout(attended)
-            return hidden_states + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states)))
-        attended, _ = self.attention(hidden_states, rows, **kwargs)
-        hidden_states = self.attention_norm(hidden_states + self.dropout(attended))
-        return self.feed_forward_norm(hidden_states + self.dropout(self.feed_forward(hidden_states)))
+            return states + self.dropout(part(norm(states)))
+        return norm(states + self.dropout(part(states)))

@@ -97,6 +97,8 @@ def checked_mask(
     """
     if attention_mask is None:
         return None
+    if attention_mask.dim() == 4 and past_key_values is not None:
+        attention_mask = of_causal_mask(attention_mask, shape)
     if attention_mask.is_floating_point() and reads_values(attention_mask) and (attention_mask < 0).any():
         raise ValueError(
             "attention_mask holds negative numbers: it must be 1 at valid tokens and 0 at padding, and not what is "
@@ -112,6 +114,23 @@ def checked_mask(
         )
     # a cache keeps it, whatever the caller does to his own
     return attention_mask.to(torch.bool, copy=True)
+
+
+def of_causal_mask(square: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """
+    The (batch, columns) mask that Transformers made a (batch, 1, new tokens, columns) causal one of, as `generate` does
+    for the decoder of an `EncoderDecoderModel` with a static cache: booleans, or numbers that are added to logits.
+    """
+    seen = square if square.dtype == torch.bool else square == 0
+    new, columns = seen.shape[2:]
+    mask = seen[:, 0, -1]
+    if reads_values(seen):
+        ends = shape[1] - new + 1 + torch.arange(new, device=seen.device)  # of what each new token sees
+        if not torch.equal(seen[:, 0], mask[:, None] & (torch.arange(columns, device=seen.device) < ends[:, None])):
+            raise ValueError(
+                f"attention_mask has shape {tuple(square.shape)}, and is not causal: give (batch, length), 1 at valid tokens"
+            )
+    return mask
 
 
 def packed_lengths(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -17,6 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration.configuration_backbone import BackboneConfig
 from .backbone_attention import BackboneAttention
 from .backbone_layers import BackboneEmbeddings, BackboneLayer
+from .cross_attention import EncoderStates, encoder_states, with_cross_cache
 from .input_checks import check_inputs, check_length, checked_mask, packed_lengths
 from .position_cache import PositionLayer, PositionLayerMixin, StaticPositionLayer, with_own_layers
 from .rows import Rows, is_static
@@ -159,7 +160,7 @@ class BackboneModel(BackbonePreTrainedModel):
         config = self.config
         self.embeddings = BackboneEmbeddings(config)
         self.layers = nn.ModuleList(
-            BackboneLayer(config, self.attention_class(config, layer_idx))
+            BackboneLayer(config, self.attention_class(config, layer_idx), layer_idx)
             for layer_idx in range(config.num_hidden_layers)
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.norm_first else nn.Identity()
@@ -189,6 +190,8 @@ class BackboneModel(BackbonePreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        encoder_hidden_states: torch.FloatTensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         keep_tokens: bool = False,
         **kwargs,
     ) -> BackboneOutput:
@@ -211,6 +214,9 @@ class BackboneModel(BackbonePreTrainedModel):
             past_key_values: a `DynamicCache` or `StaticCache` made with `config=model.config`, or returned before, that
                 holds the tokens before these. Causal models only.
             use_cache: return a cache; a causal model does unless `config.use_cache` is false.
+            encoder_hidden_states: (batch, encoder length, `cross_attention_hidden_size` or hidden_size), what the layers of
+                a model with `add_cross_attention` attend to as well. The cache is then an `EncoderDecoderCache`.
+            encoder_attention_mask: (batch, encoder length), 1 at the encoder's valid tokens, 0 at padding.
             keep_tokens: for heads: `last_hidden_state` holds the valid tokens only, (1, tokens, hidden_size) where any
                 is masked, and `rows` says where they belong.
 
@@ -218,7 +224,8 @@ class BackboneModel(BackbonePreTrainedModel):
             `last_hidden_state` (batch, length, hidden_size), 0 at masked tokens, `past_key_values`, and, on request,
             `hidden_states` (a tuple of `num_hidden_layers + 1`) and, with `attn_implementation="eager"`, `attentions`
             (a tuple of (batch, heads, length, past + length), one a layer). `output_attentions` also asks for whatever
-            else the family records, which is by rows: those of the batch, or the documents of packed input.
+            else the family records, which is by rows: those of the batch, or the documents of packed input; with an
+            encoder `cross_attentions`, (batch, heads, length, encoder length).
 
         Raises:
             ValueError: for input that the configuration does not admit, the maximal length above all.
@@ -235,20 +242,31 @@ class BackboneModel(BackbonePreTrainedModel):
             kwargs |= {f"output_{name}": True for name in self._can_record_outputs if name != "hidden_states"}
         packing = {name: kwargs.pop(name, None) for name in PACKING_ARGUMENTS}
         tokens = input_ids if inputs_embeds is None else inputs_embeds
-        rows, past_key_values = self._rows(tokens, attention_mask, position_ids, past_key_values, use_cache, packing)
+        cache = past_key_values
+        own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+        rows, own = self._rows(tokens, attention_mask, position_ids, own, use_cache, packing)
+        if not isinstance(cache, EncoderDecoderCache):
+            cache = own if encoder_hidden_states is None else with_cross_cache(own)
+        of_encoder = encoder_states(self.config, encoder_hidden_states, encoder_attention_mask, rows, cache)
         outputs = self.encode(
             rows.gather(input_ids),
             position_ids=rows.own_positions() if position_ids is None else rows.gather(position_ids),
             token_type_ids=rows.gather(token_type_ids),
             inputs_embeds=rows.gather(inputs_embeds),
-            past_key_values=past_key_values,
+            past_key_values=own,
             rows=rows,
+            encoder=of_encoder,
             return_dict=True,
             **kwargs,
         )
+        outputs["past_key_values"] = cache
         for name in self._can_record_outputs:
             if outputs.get(name) is not None:
-                restore = {"hidden_states": rows.scatter, "attentions": rows.scatter_weights}.get(name, rows.in_order)
+                restore = {
+                    "hidden_states": rows.scatter,
+                    "attentions": rows.scatter_weights,
+                    "cross_attentions": lambda x: rows.scatter_cross(x, of_encoder.rows),
+                }.get(name, rows.in_order)
                 outputs[name] = tuple(None if x is None else restore(x) for x in outputs[name])
         if keep_tokens:
             outputs["rows"] = rows
@@ -265,6 +283,7 @@ class BackboneModel(BackbonePreTrainedModel):
         inputs_embeds: torch.Tensor | None,
         past_key_values: Cache | None,
         rows: Rows,
+        encoder: EncoderStates | None = None,
         **kwargs,
     ) -> BackboneOutput:
         """`forward` for the tokens of the rows, (1, T) or (B, L): ids, positions and types, or embeddings."""
@@ -273,10 +292,16 @@ class BackboneModel(BackbonePreTrainedModel):
         if self.config.position_embedding_type == "rope":
             position_embeddings = self.rotary_embeddings(hidden_states, position_ids)
         # self-assisted generation drafts with the first layers
+        # the encoder's tokens want gradients, which activation checkpointing gives to what is passed by position
         for layer in self.layers[: self.config.num_hidden_layers]:
             # not named past_key_values: in training mode with activation checkpointing Transformers would drop it
             hidden_states = layer(
-                hidden_states, rows, position_embeddings=position_embeddings, cache=past_key_values, **kwargs
+                hidden_states,
+                rows,
+                *(encoder or ()),
+                position_embeddings=position_embeddings,
+                cache=past_key_values,
+                **kwargs,
             )
         return BackboneOutput(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 

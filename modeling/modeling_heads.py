@@ -8,7 +8,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import (
-    CausalLMOutputWithPast,
+    CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
     MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
@@ -178,9 +178,11 @@ class BackboneForCausalLM(BackboneHead, GenerationMixin):
         past_key_values: Cache | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
+        encoder_hidden_states: torch.FloatTensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithCrossAttentions:
         """
         `labels`: (batch, length) token ids, shifted inside by a valid token of the same row, -100 where no loss is
         taken, as at masked tokens; or `shift_labels`, shifted already. `logits_to_keep`: how many logits from the end,
@@ -194,13 +196,15 @@ class BackboneForCausalLM(BackboneHead, GenerationMixin):
             inputs_embeds,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
             **kwargs,
         )
         hidden_states, rows = outputs.last_hidden_state, outputs.rows
         if labels is None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(rows.scatter(hidden_states)[:, kept])
-            return with_recorded(CausalLMOutputWithPast(logits=logits), outputs)
+            return with_recorded(CausalLMOutputWithCrossAttentions(logits=logits), outputs)
         logits = self.lm_head(hidden_states)
         loss = None
         if labels is not None:
@@ -210,7 +214,7 @@ class BackboneForCausalLM(BackboneHead, GenerationMixin):
             loss = self.loss_function(
                 logits=logits, labels=labels, shift_labels=shift_labels, vocab_size=self.config.vocab_size, **kwargs
             )
-        return with_recorded(CausalLMOutputWithPast(loss=loss, logits=rows.scatter(logits)), outputs)
+        return with_recorded(CausalLMOutputWithCrossAttentions(loss=loss, logits=rows.scatter(logits)), outputs)
 
 
 class BackboneForSequenceClassification(BackboneHead):

@@ -12,6 +12,7 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.configuration_sinkhorn import SinkhornConfig
 from .backbone_attention import BackboneAttention
+from .cross_attention import CrossAttention
 from .modeling_backbone import BackboneLayer, BackboneModel, BackbonePreTrainedModel
 from .modeling_heads import (
     BackboneForCausalLM,
@@ -356,6 +357,7 @@ class SinkhornPreTrainedModel(BackbonePreTrainedModel):
     _can_record_outputs = {
         "hidden_states": BackboneLayer,
         "attentions": SinkhornAttention,
+        "cross_attentions": OutputRecorder(CrossAttention, index=1),
         "sort_matrices": OutputRecorder(BlockSort),
         "sort_residuals": OutputRecorder(BlockSort, index=1),
     }

@@ -6,8 +6,11 @@ from transformers import initialization as init
 from transformers.generation import GenerationMixin
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from transformers.utils.output_capturing import OutputRecorder
+
 from ..configuration.configuration_synthesizer import SynthesizerConfig
 from .backbone_attention import BackboneAttention
+from .cross_attention import CrossAttention
 from .modeling_backbone import BackboneLayer, BackboneModel, BackbonePreTrainedModel
 from .modeling_heads import (
     BackboneForCausalLM,
@@ -229,7 +232,11 @@ class SynthesizerPreTrainedModel(BackbonePreTrainedModel):
     config_class = SynthesizerConfig
     config: SynthesizerConfig
     attention_class = SynthesizerAttention
-    _can_record_outputs = {"hidden_states": BackboneLayer, "attentions": SynthesizerAttention}
+    _can_record_outputs = {
+        "hidden_states": BackboneLayer,
+        "attentions": SynthesizerAttention,
+        "cross_attentions": OutputRecorder(CrossAttention, index=1),
+    }
 
 
 class SynthesizerModel(SynthesizerPreTrainedModel, BackboneModel):

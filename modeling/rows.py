@@ -243,6 +243,28 @@ class Rows(NamedTuple):
         """(R, ...) in the order of our rows -> the same in that of the input's."""
         return tensor if self.places is None else tensor.index_select(0, self.places)
 
+    def from_order(self, tensor: torch.Tensor) -> torch.Tensor:
+        """(R, ...) in the order of the input's rows -> the same in that of ours."""
+        return tensor if self.places is None else tensor.index_select(0, self.places.argsort())
+
+    def scatter_cross(self, weights: torch.Tensor, others: "Rows") -> torch.Tensor:
+        """
+        (B, H, longest, longest of the others) weights over the tokens of other rows, valid ones first -> (B, H, L, their
+        L) of the input, 0 where either is masked.
+        """
+        (rank, exists), (other_rank, other_exists) = self.places_of_tokens(), others.places_of_tokens()
+        row = torch.arange(len(weights), device=weights.device)[:, None, None]
+        given = weights[row, :, rank[:, :, None], other_rank[:, None]].permute(0, 3, 1, 2)
+        return given.masked_fill(~(exists[:, :, None] & other_exists[:, None])[:, None], 0.0)
+
+    def places_of_tokens(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, L) each: the index of each token among those of its row in this call, and whether there is one."""
+        shape = (1, -1) if self.source is not None else self.shape
+        rank = self.scatter(self.token_ranks().view(shape))
+        if self.valid is not None:
+            return rank, self.valid
+        return rank, self.scatter(torch.ones_like(self.positions).view(shape)).bool()
+
     # between the tokens and rows
 
     def to_rows(self, tokens: torch.Tensor) -> torch.Tensor:
