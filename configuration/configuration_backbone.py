@@ -77,8 +77,8 @@ class BackboneConfig(PreTrainedConfig):
             saves most of its head's work.
         is_causal: position i attends to positions <= i only.
         use_cache: whether a causal model returns a cache (`past_key_values`) unless a call says otherwise.
-        add_cross_attention: attend to the states of an encoder too (`encoder_hidden_states`), in each layer after its own
-            attention, as the decoder of an `EncoderDecoderModel` does. Causal models only.
+        add_cross_attention: attend to the states of an encoder too (`encoder_hidden_states`), in each layer after its
+            own attention, as the decoder of an `EncoderDecoderModel` does.
         cross_attention_hidden_size: width of these states; `None` for `hidden_size`.
         classifier_pooling: what a sequence classifier reads: the `mean` of the valid tokens, the first (`cls`) or the
             `last` of them.

@@ -128,7 +128,8 @@ def of_causal_mask(square: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor
         ends = shape[1] - new + 1 + torch.arange(new, device=seen.device)  # of what each new token sees
         if not torch.equal(seen[:, 0], mask[:, None] & (torch.arange(columns, device=seen.device) < ends[:, None])):
             raise ValueError(
-                f"attention_mask has shape {tuple(square.shape)}, and is not causal: give (batch, length), 1 at valid tokens"
+                f"attention_mask has shape {tuple(square.shape)}, and is not causal: give (batch, length), 1 at valid "
+                "tokens"
             )
     return mask
 

@@ -214,7 +214,7 @@ class BackboneModel(BackbonePreTrainedModel):
             past_key_values: a `DynamicCache` or `StaticCache` made with `config=model.config`, or returned before, that
                 holds the tokens before these. Causal models only.
             use_cache: return a cache; a causal model does unless `config.use_cache` is false.
-            encoder_hidden_states: (batch, encoder length, `cross_attention_hidden_size` or hidden_size), what the layers of
+            encoder_hidden_states: (batch, encoder length, `cross_attention_hidden_size` or hidden_size), what layers of
                 a model with `add_cross_attention` attend to as well. The cache is then an `EncoderDecoderCache`.
             encoder_attention_mask: (batch, encoder length), 1 at the encoder's valid tokens, 0 at padding.
             keep_tokens: for heads: `last_hidden_state` holds the valid tokens only, (1, tokens, hidden_size) where any
@@ -259,7 +259,9 @@ class BackboneModel(BackbonePreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        outputs["past_key_values"] = cache
+        if cache is not None:
+            # around the one that the layers have filled
+            outputs["past_key_values"] = cache
         for name in self._can_record_outputs:
             if outputs.get(name) is not None:
                 restore = {

@@ -5,7 +5,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.generation import GenerationMixin
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
 from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.configuration_synthesizer import SynthesizerConfig

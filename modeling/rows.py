@@ -249,8 +249,8 @@ class Rows(NamedTuple):
 
     def scatter_cross(self, weights: torch.Tensor, others: "Rows") -> torch.Tensor:
         """
-        (B, H, longest, longest of the others) weights over the tokens of other rows, valid ones first -> (B, H, L, their
-        L) of the input, 0 where either is masked.
+        (B, H, longest, longest of the others) weights over the tokens of other rows, valid ones first -> (B, H, L,
+        their L) of the input, 0 where either is masked.
         """
         (rank, exists), (other_rank, other_exists) = self.places_of_tokens(), others.places_of_tokens()
         row = torch.arange(len(weights), device=weights.device)[:, None, None]

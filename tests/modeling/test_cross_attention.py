@@ -58,9 +58,8 @@ def test_rows_are_those_alone_whatever_their_padding_in_both_forms(name, side):
             # what stands at masked places is not there
             given = states if encoder_mask is None else states + 1e3 * (1 - encoder_mask)[..., None]
             outputs = model(ids, attention_mask=mask, encoder_hidden_states=given, encoder_attention_mask=encoder_mask)
-            rows = [
-                x if mask is None else x[m.bool()] for x, m in zip(outputs.logits, mask if mask is not None else ids)
-            ]  # noqa: B905
+            real = [slice(None)] * 4 if mask is None else list(mask.bool())
+            rows = [x[places] for x, places in zip(outputs.logits, real, strict=True)]
         torch.cat(rows).sin().sum().backward()
         found.append((torch.cat(rows), states.grad, gradients(model)))
     for values, grad, grads in found[:2]:

@@ -121,6 +121,15 @@ def test_from_a_csv_to_a_model_that_is_used_and_one_trained_in_python(tmp_path):
     assert "label" in run("-c", code, folder=tmp_path)
 
 
+def test_the_blocks_on_seq2seq_and_embeddings_run_as_printed(tmp_path):
+    """Trained with the package, loaded and trained on without it."""
+    trained, *used = python_of((ROOT / "docs/seq2seq.md").read_text(encoding="utf-8"))
+    run("-c", trained, folder=tmp_path)
+    for block in used:
+        run("-c", f"import sys\nsys.modules['synkhorn'] = None\n{block}", folder=tmp_path)
+    assert (tmp_path / "my-embeddings" / "modeling_sinkhorn.py").exists()
+
+
 def results(name: str, **wanted) -> dict:
     """The only recorded result with these values."""
     rows = json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())["results"]
