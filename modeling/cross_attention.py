@@ -3,7 +3,7 @@ The attention of a decoder to the states of an encoder, by dot products (Vaswani
 3.2.3), as in the encoder-decoder models of both papers.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -137,7 +137,7 @@ class CrossAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, H, S, dh) each, in the order of the input's rows, valid tokens first: those that were kept, or new."""
         if cache is not None and cache.is_updated.get(self.layer_idx):
-            layer = cache.cross_attention_cache.layers[self.layer_idx]
+            layer: Any = cache.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
         keys, values = (
             rows.in_order(

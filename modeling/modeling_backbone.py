@@ -242,7 +242,7 @@ class BackboneModel(BackbonePreTrainedModel):
             kwargs |= {f"output_{name}": True for name in self._can_record_outputs if name != "hidden_states"}
         packing = {name: kwargs.pop(name, None) for name in PACKING_ARGUMENTS}
         tokens = input_ids if inputs_embeds is None else inputs_embeds
-        cache = past_key_values
+        cache: Any = past_key_values
         own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
         rows, own = self._rows(tokens, attention_mask, position_ids, own, use_cache, packing)
         if not isinstance(cache, EncoderDecoderCache):
