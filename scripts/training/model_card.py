@@ -23,7 +23,7 @@ from synkhorn.hub_export import write_whole
 
 from ..measuring.plots import curves, panels, save
 
-BF16 = "bfloat16 autocast (slow on a CPU without AMX, AVX-512 BF16 or ARM BF16: there `--bf16 false`)"
+BF16 = "bfloat16 autocast (slow on many CPUs: `--bf16 auto` times a product)"
 # the Trainer's own measurements, and the loss, which says less than any metric
 UNREPORTED = re.compile(r"loss|runtime|.*_per_second|model_preparation_time")
 # fields of a configuration that do not describe how the model was made

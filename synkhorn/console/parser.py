@@ -28,8 +28,8 @@ TRAINING_GROUP = "training"
 ALL = "--help-all"
 AUTO = "auto"
 BF16_HELP = (
-    "Train in bfloat16 autocast: true, false, or auto: where the machine has units for it (a GPU's, or a CPU's AMX, "
-    "AVX-512 BF16 or ARM BF16)."
+    "Train in bfloat16 autocast: true, false, or auto: where the machine is faster in it. Of a CPU with units for it a "
+    "product is timed."
 )
 # those of the Trainer's arguments that `--help` explains, and what it says of them
 EXPLAINED = {

@@ -9,7 +9,7 @@ from variants import tiny_config, tiny_sinkhorn_config
 
 from synkhorn import SinkhornForCausalLM, SynthesizerForSequenceClassification, byte_tokenizer
 from synkhorn.scripts import ablate, evaluate, generate, pretrain, quickstart
-from synkhorn.scripts.common import generation
+from synkhorn.scripts.common import generation, precision
 from synkhorn.scripts.common.arguments import parse
 from synkhorn.scripts.common.precision import choose_bf16, device_type, units_for
 from synkhorn.scripts.tasks import evaluation
@@ -22,10 +22,11 @@ WITH, WITHOUT = {"avx2": True, "avx512_bf16": True}, {"avx2": True, "avx512_f": 
 def machine(monkeypatch):
     """Makes this machine one whose CPU has some instructions, and no accelerator."""
 
-    def fake(capabilities: dict, has_onednn: bool = True):
+    def fake(capabilities: dict, has_onednn: bool = True, times: float = 4.0):
         monkeypatch.setattr(torch.accelerator, "is_available", lambda *_, **__: False)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_onednn)
+        monkeypatch.setattr(precision, "times_faster", lambda dtype: times)
 
     return fake
 
@@ -36,19 +37,21 @@ def trained_in_bf16(*arguments: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "has_onednn", "bf16"),
+    ("capabilities", "has_onednn", "times", "bf16"),
     [
-        (WITH, True, True),
-        ({"amx_bf16": True}, True, True),
-        ({"architecture": "arm64", "neon": True, "bf16": True}, True, True),
-        (WITH, False, False),
-        (WITHOUT, True, False),
-        ({"architecture": "arm64", "neon": True, "bf16": False}, True, False),
-        ({"avx512_fp16": True}, True, False),
+        (WITH, True, 2.0, True),
+        # units that are no faster than those for float32
+        (WITH, True, 1.0, False),
+        ({"amx_bf16": True}, True, 6.0, True),
+        ({"architecture": "arm64", "neon": True, "bf16": True}, True, 2.0, True),
+        (WITH, False, 2.0, False),
+        (WITHOUT, True, 0.02, False),
+        ({"architecture": "arm64", "neon": True, "bf16": False}, True, 2.0, False),
+        ({"avx512_fp16": True}, True, 2.0, False),
     ],
 )
-def test_a_cpu_trains_in_bfloat16_where_it_has_units_for_it(capabilities, has_onednn, bf16, machine, capsys):
-    machine(capabilities, has_onednn)
+def test_a_cpu_trains_in_bfloat16_where_that_is_faster(capabilities, has_onednn, times, bf16, machine, capsys):
+    machine(capabilities, has_onednn, times)
     assert trained_in_bf16() is trained_in_bf16("--bf16", "auto") is bf16
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 2 and printed[0].startswith("Precision: bfloat16 autocast" if bf16 else "Precision: float32")
@@ -59,10 +62,14 @@ def test_the_command_line_overrides_the_machine(capabilities, machine, capsys):
     machine(capabilities)
     assert trained_in_bf16("--bf16") and trained_in_bf16("--bf16", "true")
     # one is warned of what is slow
-    assert capsys.readouterr().out.count("--bf16 auto is many times faster") == (0 if capabilities is WITH else 2)
+    assert capsys.readouterr().out.count("--bf16 auto is faster") == (0 if capabilities is WITH else 2)
     assert not trained_in_bf16("--bf16", "false")
     assert not trained_in_bf16("--fp16")
     assert "float16 autocast, as --fp16 asks" in capsys.readouterr().out
+
+
+def test_a_product_is_timed():
+    assert 0 < precision.times_faster(torch.bfloat16) < 100
 
 
 def test_a_word_that_is_no_precision_is_an_error_that_names_the_argument(capsys):
