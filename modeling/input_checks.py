@@ -60,8 +60,11 @@ def check_inputs(
         longest = config.max_position_embeddings
         raise ValueError(f"the input has 0 tokens, but this model takes 1 to max_position_embeddings={longest}")
     for name, ids in (("position_ids", position_ids), ("token_type_ids", token_type_ids)):
+        if ids is None:
+            continue
         # one comparison at a time: a traced graph does not find sizes that it does not know in a tuple
-        if ids is not None and (ids.dim() != 2 or ids.shape[1] != length or ids.shape[0] not in (1, batch)):
+        is_wide = ids.dim() == 2 and ids.shape[1] == length
+        if not (is_wide and (ids.shape[0] == batch or ids.shape[0] == 1)):
             raise ValueError(f"{name} has shape {tuple(ids.shape)}, but must be {(batch, length)} or (1, {length})")
     if token_type_ids is not None and not config.type_vocab_size:
         check_no_types(token_type_ids)

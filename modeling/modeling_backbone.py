@@ -248,6 +248,9 @@ class BackboneModel(BackbonePreTrainedModel):
         if not isinstance(cache, EncoderDecoderCache):
             cache = own if encoder_hidden_states is None else with_cross_cache(own)
         of_encoder = encoder_states(self.config, encoder_hidden_states, encoder_attention_mask, rows, cache)
+        if rows.source is not None and input_ids is not None and self.embeddings.word_embeddings._forward_hooks:
+            # a hook such as NEFTune's is to see the batch, and not its tokens in one row
+            inputs_embeds, input_ids = self.embeddings.word_embeddings(input_ids), None
         outputs = self.encode(
             rows.gather(input_ids),
             position_ids=rows.own_positions() if position_ids is None else rows.gather(position_ids),

@@ -37,6 +37,14 @@ def with_recorded(head_outputs: ModelOutputs, outputs: ModelOutput) -> ModelOutp
     return head_outputs
 
 
+def at_tokens(logits: torch.Tensor, positions: torch.Tensor, lowest: float) -> torch.Tensor:
+    """The (rows,) positions, moved past the end where (rows, L) `logits` are the lowest number."""
+    length = logits.shape[1]
+    positions = positions.flatten().to(logits.device)
+    there = logits.gather(1, positions.clamp(0, length - 1)[:, None])[:, 0] > lowest
+    return positions.where(there, length)
+
+
 class BackboneHead(BackbonePreTrainedModel):
     """A head over a base model; a family's class sets `model_class`."""
 
@@ -319,7 +327,8 @@ class BackboneForQuestionAnswering(BackboneHead):
     ) -> QuestionAnsweringModelOutput:
         """
         `start_positions`, `end_positions`: (batch,) token indices, for packed input (documents,) indices in each
-        document; one at or past the length takes no loss. The logits of masked tokens are the lowest number.
+        document; one that is at no token, past the length or masked, takes no loss. The logits of masked tokens are the
+        lowest number.
         """
         outputs = self.base_outputs(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
         logits, rows = self.qa_outputs(outputs.last_hidden_state), outputs.rows
@@ -329,10 +338,11 @@ class BackboneForQuestionAnswering(BackboneHead):
         if start_positions is not None and end_positions is not None:
             of_rows = torch.stack((start_logits, end_logits))
             if rows.is_packed:
-                mask, documents = rows.row_mask(), rows.to_rows(logits)
+                mask, documents = rows.row_mask(), rows.to_rows(logits.flatten(0, 1)[None])
                 documents = documents if mask is None else documents.masked_fill(~mask[..., None], lowest)
                 of_rows = documents.movedim(-1, 0)
-            loss = self.loss_function(*of_rows, start_positions, end_positions)
+            pairs = zip(of_rows, (start_positions, end_positions), strict=True)
+            loss = self.loss_function(*of_rows, *(at_tokens(x, positions, lowest) for x, positions in pairs))
         answer = QuestionAnsweringModelOutput(loss=loss, start_logits=start_logits, end_logits=end_logits)
         return with_recorded(answer, outputs)
 
@@ -371,6 +381,8 @@ class BackboneForMultipleChoice(BackboneHead):
             for tensor in (input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds)
         ]
         outputs = self.base_outputs(*flat, **kwargs)
+        if outputs.rows.is_packed:
+            raise ValueError("position_ids restart: a choice is one text, and cannot be packed")
         pooled = pool(outputs.last_hidden_state, outputs.rows, self.config.classifier_pooling)
         logits = self.choice_classifier(pooled).view(-1, num_choices)
         loss = None

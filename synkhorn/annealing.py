@@ -16,12 +16,14 @@ class AnnealSortTemperature(TrainerCallback):
 
     Args:
         end: the temperature of the last step, at least 1e-6.
+        start: that of the first step; the configuration's if not given. To resume with a model that was loaded from a
+            checkpoint, whose configuration has a later temperature, give it.
     """
 
-    def __init__(self, end: float):
+    def __init__(self, end: float, start: float | None = None):
         check_at_least("end", end, MIN_TEMPERATURE)
         self.end = end
-        self.start: float | None = None
+        self.start = start
 
     def temperature(self, progress: float) -> float:
         """That of a share of the training, 0 to 1."""

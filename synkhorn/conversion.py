@@ -30,6 +30,8 @@ from .tokenization.tokenization_synkhorn import token_fields
 # how positions past the source's are made, and what that is called
 POSITIONS = {"tile": "tiled", "interpolate": "interpolated"}
 POSITIONS_MODULE = "embeddings.position_embeddings"
+# names of parameters that PEFT, pruning and parametrizations give, in place of those of a checkpoint
+WRAPPED = re.compile(r"\.(base_layer|lora_\w+|parametrizations)\.|_orig$|\.weight_[gv]$")
 # fields that follow from the source, but may be set
 FREE_FIELDS = {"hidden_dropout", "classifier_dropout", "classifier_pooling", "initializer_range"}
 # the weight of the dot product in a mixture, at the start
@@ -275,7 +277,16 @@ def read_weights(
 
     Args:
         absent: names of weights that the checkpoint did not hold.
+
+    Raises:
+        ValueError: if weights are not where they belong, since something is wrapped around them.
     """
+    wrapped = sorted(name for name, _ in model.named_parameters() if WRAPPED.search(name))
+    if wrapped:
+        raise ValueError(
+            f"the source has {wrapped[0]}: it is adapted, pruned or parametrized. Merge that into its weights first "
+            "(merge_and_unload of PEFT, prune.remove, remove_parametrizations)"
+        )
     weights: Weights = {}
     left_behind = []
     # of tied weights the first
@@ -334,7 +345,10 @@ def copy_weights(weights: Weights, model: PreTrainedModel) -> tuple[dict[str, st
     tensors = dict(named_tensors(model))
     prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
     copied, unplaced = {}, []
-    added = 1 + (getattr(model.config, "combine", "") == "sum") + getattr(model.config, "mix_dot_product", False)
+    config = model.config
+    # nothing is sorted into a row's first block in a causal model
+    has_sorted = getattr(config, "sort_net", "none") != "none" and not config.is_causal
+    added = 1 + (has_sorted and config.combine == "sum") + getattr(config, "mix_dot_product", False)
     for name, (origin, tensor) in weights.items():
         if added > 1 and name.endswith("attention.output.weight"):
             # so that the sum is no larger than the source's

@@ -165,3 +165,46 @@ def test_an_implementation_that_there_is_not_is_no_silent_other_one(variant):
     model.set_attn_implementation("of_somebody")
     with pytest.raises(ValueError, match="attn_implementation='of_somebody' is not one .*: choose one of eager, sdpa"):
         model(random_ids(1, 5))
+
+
+@pytest.mark.parametrize("variant", [["dot_product"], {}], ids=str)
+def test_noise_on_embeddings_is_that_of_each_row(variant):
+    """NEFTune divides its noise by the length that the word embeddings show it: a batch's, not that of all tokens."""
+    model = model_of(config_of(variant)).train()
+    model.embeddings.word_embeddings.neftune_noise_alpha = 5.0
+    shapes = []
+    ids, mask = random_ids(4, 12), torch.ones(4, 12, dtype=torch.long)
+    mask[1, 9:] = 0
+    expected = model(ids, attention_mask=mask).last_hidden_state
+    hook = model.embeddings.word_embeddings.register_forward_hook(
+        lambda module, given, found: shapes.append(found.shape)
+    )
+    assert_near(model(ids, attention_mask=mask).last_hidden_state, expected)
+    hook.remove()
+    assert shapes == [(4, 12, 18)]
+
+
+def test_an_answer_at_no_token_takes_no_loss():
+    model = model_of(config_of({}), "ForQuestionAnswering")
+    ids, mask = random_ids(2, 9), torch.ones(2, 9, dtype=torch.long)
+    mask[0, 5:] = 0
+    right = {"start_positions": torch.tensor([6, 2]), "end_positions": torch.tensor([6, 3])}
+    alone = model(ids[1:], **{name: x[1:] for name, x in right.items()}).loss
+    assert_near(model(ids, attention_mask=mask, **right).loss, alone)
+    packed = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4], [*range(9)]])
+    three = {"start_positions": torch.tensor([5, 1, 2]), "end_positions": torch.tensor([3, 1, 3])}
+    documents = [model(x[None], **{name: y[i : i + 1] for name, y in three.items()})
+                 for i, x in enumerate((ids[0, :4], ids[0, 4:], ids[1]))]  # fmt: skip
+    logits = torch.cat(
+        [torch.cat((documents[0].start_logits, documents[1].start_logits), 1), documents[2].start_logits]
+    )
+    outputs = model(ids, position_ids=packed, **three)
+    torch.testing.assert_close(outputs.start_logits, logits)
+    assert outputs.loss.isfinite() and outputs.loss < 100
+
+
+def test_choices_are_not_packed():
+    model = model_of(config_of({}), "ForMultipleChoice")
+    ids, positions = random_ids(4, 8).view(2, 2, 8), torch.tensor([0, 1, 2, 3] * 2).expand(2, 2, 8)
+    with pytest.raises(ValueError, match="a choice is one text"):
+        model(ids, position_ids=positions)

@@ -35,6 +35,12 @@ def test_the_temperature_falls_by_one_factor_a_step(tmp_path):
     assert saved["sinkhorn_temperature"] == pytest.approx(0.1)
 
 
+def test_a_resumed_model_may_have_a_later_temperature(tmp_path):
+    model, temperatures = SinkhornForMaskedLM(tiny_sinkhorn_config(sinkhorn_temperature=0.2)), Temperatures()
+    trainer_of(model, tmp_path, AnnealSortTemperature(0.1, start=0.8), temperatures).train()
+    assert temperatures.seen == pytest.approx([0.8, 0.4, 0.2, 0.1])
+
+
 def test_the_best_model_has_the_temperature_that_it_was_measured_with(tmp_path):
     model = SinkhornForMaskedLM(tiny_sinkhorn_config(sinkhorn_temperature=0.8))
     every = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1, "logging_steps": 1}

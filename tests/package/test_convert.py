@@ -4,7 +4,9 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from source_models import CLASSES, CONFIGS, DOT_PRODUCT, POSITIONS, assert_same_outputs, inputs_of, source_model
+from torch.nn.utils import parametrizations, prune
 from transformers import AutoModel
 
 from synkhorn import convert
@@ -82,6 +84,10 @@ def test_gpt2_generates_the_same_tokens_from_left_padded_prompts(target):
         # what is added up is a half, or a third, of the same
         ("BertModel", {"combine": "sum", "block_size": 24}),
         ("RobertaModel", {"combine": "sum", "block_size": 24, "mix_dot_product": True}),
+        # but not where nothing is sorted
+        ("GPT2LMHeadModel", {"combine": "sum", "block_size": 20}),
+        ("GPT2Model", {"combine": "sum", "block_size": 20, "mix_dot_product": True}),
+        ("BertModel", {"combine": "sum", "sort_net": "none", "block_size": 24}),
     ],
 )
 def test_sinkhorn_is_the_source_for_a_text_of_one_block(class_name, fields, implementation):
@@ -89,6 +95,18 @@ def test_sinkhorn_is_the_source_for_a_text_of_one_block(class_name, fields, impl
     model = convert(source, to="sinkhorn", max_length=70, **fields).model
     model.set_attn_implementation(implementation)
     assert_same_outputs(model, source, inputs_of(source))
+
+
+def test_a_source_whose_weights_are_wrapped_is_refused():
+    adapted = source_model("BertForMaskedLM")
+    get_peft_model(adapted, LoraConfig(target_modules=["query"]))
+    pruned = source_model("BertForMaskedLM")
+    prune.l1_unstructured(pruned.bert.encoder.layer[0].attention.self.key, "weight", 0.5)
+    stretched = source_model("BertForMaskedLM")
+    parametrizations.weight_norm(stretched.bert.encoder.layer[1].output.dense)
+    for source in (adapted, pruned, stretched):
+        with pytest.raises(ValueError, match="is adapted, pruned or parametrized. Merge that into its weights first"):
+            convert(source, to="synthesizer", synthesizers=["dot_product"])
 
 
 @pytest.mark.parametrize("sort_net", ["linear", "mlp", "bilinear"])
