@@ -145,7 +145,7 @@ has_transforms() -> torch._C._are_functorch_transforms_active()
 test_hooks.py::test_forward_mode_gives_the_derivative_of_each_parameter
 features of several members overflow float16
 synthesizer_kernels.wide_product
-dtype != torch.float16 -> True
+compute_dtype(left) != torch.float16 -> True
 test_fast_forms.py::test_features_whose_sum_float16_cannot_hold
 second derivatives of cumulative sums are those of PyTorch, not a number
 sinkhorn_sort.LogSumsSoFar.backward

@@ -7,6 +7,7 @@ from synkhorn import FAMILIES
 SHARED_CODE = {
     "backbone_attention.py",
     "backbone_layers.py",
+    "cross_attention.py",
     "configuration_backbone.py",
     "head_layers.py",
     "input_checks.py",
