@@ -76,10 +76,7 @@ def units_for(dtype: torch.dtype, device: str) -> tuple[bool, str]:
         if has_units:
             times = times_faster(dtype)
             name = str(dtype).removeprefix("torch.")
-            return (
-                times >= ENOUGH,
-                f"this CPU has {found[0]}, and a product in {name} takes 1 / {times:.1f} of the time",
-            )
+            return times >= ENOUGH, f"this CPU has {found[0]}, and a product is {times:.1f} times as fast in {name}"
     else:
         has_units = dtype == torch.float16 or is_torch_bf16_gpu_available()
     name = "CPU" if device == "cpu" else f"{device} device"

@@ -5,13 +5,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import matplotlib
 from scipy.stats import t
 
-from .report import about_line, machine, with_ending, write_report
+from synkhorn import FAMILIES
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from .plots import curves, dots, panels, save
+from .report import about_line, machine, with_ending, write_report
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -99,34 +98,53 @@ def sort_table(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def draw(results: list[dict[str, Any]], task: Any, path: Path) -> None:
-    """Draw the metric against seconds of training, with its way there on the validation split, and against length."""
-    metric = task.metric
-    has_lengths = any(len(result["by_length"]) > 1 for result in results)
-    panels = 2 if has_lengths else 1
-    figure, axes = plt.subplots(1, panels, figsize=(6.5 * panels, 5), layout="constrained", squeeze=False)
-    colours = [plt.get_cmap("tab20")(place) for place in range(20)]
-    for (name, own), colour in zip(by_entrant(results).items(), colours * 2, strict=False):
-        middle, half = interval([result["test"][metric] for result in own])
-        seconds = mean(result["seconds"] for result in own)
-        axes[0, 0].errorbar(seconds, middle, half, fmt="o", color=colour, capsize=3, label=name)
-        if curve := own[0]["curve"]:
-            axes[0, 0].plot([point[1] for point in curve], [point[2] for point in curve], color=colour, alpha=0.4)
-        if has_lengths:
-            parts = list(zip(*(result["by_length"] for result in own), strict=True))
-            places = [mean((x["from"] + x["to"]) / 2 for x in part) for part in parts]
-            axes[0, 1].plot(places, [mean(x[metric] for x in part) for part in parts], "o-", color=colour, label=name)
-    axes[0, 0].set(xlabel="seconds of training (line: validation; dot: test)", ylabel=metric, xscale="log")
+def is_ours(entrant: dict[str, Any]) -> bool:
+    """Whether an entrant is a model of a family of ours other than plain dot-product attention, which is BERT's."""
+    if entrant.get("synthesizers") == ["dot_product"]:
+        return False
+    return "start_from" in entrant or "trained_as" in entrant or {entrant.get("model_type"), entrant.get("convert")} & {
+        *FAMILIES
+    } != set()  # fmt: skip
+
+
+def finding(grouped: dict[str, list[dict[str, Any]]], task: Any, against: str | None) -> str:
+    """What a figure shows: the best entrant, and the one that it is held against."""
+    means = {name: mean(x["test"][task.metric] for x in own) for name, own in grouped.items()}
+    best = (max if task.greater_is_better else min)(means, key=means.__getitem__)
+    told = [best] if against not in means or against == best else [best, against]
+    guess = "" if task.chance is None else f" A guess: {task.chance:.3f}."
+    return f"{task.metric}: " + ", ".join(f"{name} {means[name]:.3f}" for name in told) + "." + guess
+
+
+def draw(results: list[dict[str, Any]], spec: dict[str, Any], task: Any, path: Path) -> None:
+    """Draw the metric against seconds of training and memory, and against the length of the rows."""
+    metric, grouped = task.metric, by_entrant(results)
+    ours = [name for name in grouped if is_ours(spec["entrants"][name])]
+    costs = {"seconds of training": {}, "peak memory in MB": {}}  # type: dict[str, dict[str, tuple[float, float, float]]]
+    for name, own in grouped.items():
+        middle, half = interval([x["test"][metric] for x in own])
+        costs["seconds of training"][name] = mean(x["seconds"] for x in own), middle, half
+        if all(x.get("peak_megabytes") for x in own):
+            costs["peak memory in MB"][name] = max(x["peak_megabytes"] for x in own), middle, half
+    by_length = {
+        name: {
+            mean((x["from"] + x["to"]) / 2 for x in part): mean(x[metric] for x in part)
+            for part in zip(*(x["by_length"] for x in own), strict=True)
+        }
+        for name, own in grouped.items()
+    }
+    has_lengths = len(next(iter(by_length.values()))) > 1
+    shown = {label: points for label, points in costs.items() if points}
+    question = spec["title"].split(":")[0]
+    figure, (line,) = panels(question, finding(grouped, task, spec["against"]), columns=len(shown) + has_lengths)
+    figure.subplots_adjust(wspace=0.85)
+    for axis, (label, points) in zip(line, shown.items(), strict=False):
+        dots(axis, points, ours)
+        axis.set(xlabel=label, ylabel=metric)
     if has_lengths:
-        axes[0, 1].set(xlabel=f"length, in {task.length_unit}", ylabel=metric)
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-        if task.chance is not None:
-            axis.axhline(task.chance, color="black", linestyle="--", linewidth=1, label="guess")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+        curves(line[-1], by_length, ours, named=[*by_length], scale="linear")
+        line[-1].set(xlabel=f"length, in {task.length_unit}", ylabel=metric)
+    save(figure, path)
 
 
 def report(path: Path, spec: dict[str, Any], results: list[dict[str, Any]], task: Any, command: str) -> str:
@@ -151,5 +169,5 @@ def report(path: Path, spec: dict[str, Any], results: list[dict[str, Any]], task
     ]
     text = "\n".join(lines) + "\n"
     write_report(path, text, {"machine": machine(), "spec": spec, "metric": task.metric, "results": results})
-    draw(results, task, with_ending(path, ".png"))
+    draw(results, spec, task, with_ending(path, ".png"))
     return text

@@ -6,19 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
+from scipy.optimize import isotonic_regression
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.axis import Axis  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import NullLocator  # noqa: E402
+from matplotlib.transforms import ScaledTranslation  # noqa: E402
 
 # colours of our models, for the colour-blind too (Okabe and Ito); peers are grey, the reference is thick and black
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PEER, REFERENCE = "#8c8c8c", "black"
-REFERENCES = ("bert", "gpt2", "BERT", "GPT-2")
+REFERENCES = ("bert", "gpt2", "BERT", "GPT-2", "dot product")
 MOST_LINES = 6
 DPI = 130
+# from a point to its name
+LEADER = {"arrowstyle": "-", "linewidth": 0.6, "alpha": 0.6, "relpos": (0, 0.5)}
 
 
 def style(name: str, ours: Sequence[str], is_labelled: bool = True) -> dict[str, Any]:
@@ -80,10 +86,25 @@ def curves(
     if scale == "log":
         axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
         axis.xaxis.set_minor_locator(NullLocator())
-        low, high = axis.get_ylim()
-        marks = [m * 10.0**e for e in range(-3, 9) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-        axis.set_yticks(marks, [f"{mark:,g}" for mark in marks])
-        axis.yaxis.set_minor_locator(NullLocator())
+        plain_ticks(axis.yaxis)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Mark 1, 2, 5, 10, 20, ... on a logarithmic axis."""
+    low, high = axis.get_view_interval()
+    marks = [m * 10.0**e for e in range(-3, 9) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    axis.set_ticks(marks, [f"{mark:,g}" for mark in marks])
+    axis.set_minor_locator(NullLocator())
+
+
+def dots(axis: Axes, points: Mapping[str, tuple[float, float, float]], ours: Sequence[str]) -> None:
+    """A dot for each name, (x, y, half of y's interval), with its name beside it; x on a logarithmic axis."""
+    axis.set_xscale("log")
+    for name, (x, y, half) in points.items():
+        colour = style(name, ours)["color"]
+        axis.errorbar(x, y, half, fmt="o", markersize=6, capsize=3, color=colour)
+    label_ends(axis, [(y, x, name, style(name, ours)["color"]) for name, (x, y, _) in points.items()], at_edge=True)
+    plain_ticks(axis.xaxis)
 
 
 def multiples(
@@ -123,26 +144,35 @@ def multiples(
     return figure
 
 
-def label_ends(axis: Axes, ends: list[tuple[float, float, str, Any]]) -> None:
-    """Write names at (y, x, name, colour), as near to their lines as they do not overlap."""
+def label_ends(axis: Axes, ends: list[tuple[float, float, str, Any]], at_edge: bool = False) -> None:
+    """
+    Write the names of (y, x, name, colour) as near to their points as they do not overlap.
+
+    Args:
+        axis: the panel.
+        ends: the points.
+        at_edge: whether all names stand at the panel's right edge, each with a thin line to its point.
+    """
+    if not ends:
+        return
     is_log = axis.get_yscale() == "log"
     low, high = (math.log(value) if is_log else value for value in axis.get_ylim())
-    # a line of text in units of the axis
-    least, last = 0.065 * (high - low), -math.inf
-    right = max((x for _, x, *_ in ends), default=0)
-    for y, x, name, colour in sorted(ends):
-        place = max(math.log(y) if is_log else y, last + least)
-        last = place
-        position = math.exp(place) if is_log else place
+    ends = sorted(ends)
+    beside = axis.transData + ScaledTranslation(6 / 72, 0, axis.figure.dpi_scale_trans)
+    # a line of text in units of the axis: names keep that distance, and move up and down alike
+    steps = 0.065 * (high - low) * np.arange(len(ends))
+    places = isotonic_regression([math.log(y) if is_log else y for y, *_ in ends] - steps).x + steps
+    for (y, x, name, colour), place in zip(ends, places, strict=True):
         axis.annotate(
             name,
-            (x if x < right else right, position),
-            xytext=(6, 0),
-            textcoords="offset points",
+            (x, y),
+            xytext=(1.04 if at_edge else x, math.exp(place) if is_log else place),
+            textcoords=axis.get_yaxis_transform() if at_edge else beside,
             color=colour,
             fontsize=9,
             va="center",
             annotation_clip=False,
+            arrowprops={**LEADER, "color": colour} if at_edge else None,
         )
 
 

@@ -1,5 +1,6 @@
 """The engine of `compare`: trains each entrant with each rate and seed, once, and tests the one that validates best."""
 
+import gc
 import json
 import math
 import shutil
@@ -27,7 +28,7 @@ from synkhorn.hub_export import write_whole
 from ..common.comparison_spec import ENTRANT_FIELDS, ComparisonSpec, expect
 from ..common.precision import device_type
 from ..measuring.comparison_report import report
-from ..measuring.memory import forget_peak, resident_megabytes
+from ..measuring.memory import forget_peak, give_back, resident_megabytes
 from ..measuring.report import with_ending
 from ..measuring.sort_statistics import sort_statistics
 from .entrants import RECORD, Entrants, own_fields, slug
@@ -64,6 +65,9 @@ class Cost(TrainerCallback):
         # a run that resumes goes on counting
         self.seconds = next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), 0.0)
         if self.is_cpu:
+            # freed memory of the training before would hide this one's
+            gc.collect()
+            give_back()
             forget_peak()
             self.before = resident_megabytes("VmRSS")
 

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,8 @@ def test_chinese_reviews_have_no_duplicates_and_no_text_of_both_classes(tmp_path
 @pytest.mark.parametrize("load", [load_brown, load_kernel_docs, load_chinese_reviews])
 def test_data_that_is_not_there_is_an_error_that_says_how_to_get_it(load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # nor is it installed
+    monkeypatch.setattr(sys, "path", [])
     with pytest.raises(FileNotFoundError, match=r"was not found .*data_dir=.*(install|unpack)"):
         load(str(tmp_path))
 
