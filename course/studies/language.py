@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, set_seed
 from .record import Run, study
 from .tiny import TEXT, Batch, Task, build, reviews, train
 
-LENGTH, STEPS, BATCH, BLOCK = 256, 70, 16, 32
+LENGTH, STEPS, BATCH, BLOCK = 256, 400, 16, 32
 WRITTEN = 192
 LANGUAGES = {"en": "This film is ", "zh": "这家酒店的"}
 WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
