@@ -48,10 +48,10 @@ CHOICES: dict[str, dict[str, Any]] = {
     "dropout 0.1": {"hidden_dropout": 0.1},
 }
 STARTS = ("scratch", "masked", "causal", "warm")
-CHOICE_SEEDS = 3
+CHOICE_SEEDS = 2
 LABELLED, TEST = 1000, 1000
 # steps
-PRETRAINING, RATED, CHOSEN = 80, 40, 300
+PRETRAINING, RATED, CHOSEN = 80, 40, 200
 
 
 def assignment(matrices: torch.Tensor) -> torch.Tensor:

@@ -188,7 +188,7 @@ def find_task(steps: int = 1500) -> Task:
 
 
 TASKS: dict[str, Callable[[], Task]] = {
-    "reviews": lambda: review_task(steps=400),
+    "reviews": lambda: review_task(steps=200),
     "find": find_task,
     "copy": copy_task,
     "sort": sort_task,
