@@ -38,6 +38,8 @@ TOPICS = (
 KINDS = ("figure", "table")
 LANGUAGES = ("en", "zh")
 Text = Callable[[str, str], str]
+# where code in a table may break
+JOINTS = r"([_+=]|::)"
 
 
 @dataclass
@@ -119,16 +121,15 @@ def exhibit(name: str, compute: Callable[[], dict[str, Any]]) -> Callable[[Show]
 
 def number(value: float, digits: int = 3) -> str:
     """A number as it stands in a table: whole ones with commas, others rounded."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
 
 
 def cell(value: Any) -> str:
     """A cell of a table as HTML."""
-    # two numbers of one cell stay on one line
-    text = sub(
-        r"(?<=\d) ([·–±]) (?=[\d+-])", "\u00a0\\1\u00a0", escape(value if isinstance(value, str) else number(value))
-    )
-    text = sub(r"`([^`]+)`", r"<code>\1</code>", text)
+    text = escape(value if isinstance(value, str) else number(value))
+    # two numbers of one cell stay on one line: a line may end behind a dash unless a word joiner follows
+    text = sub(r"(?<=\d) ([·–±]) (?=[\d+-])", "\u00a0\\1\u2060\u00a0", text)
+    text = sub(r"`([^`]+)`", lambda match: "<code>" + sub(JOINTS, r"\1<wbr>", match[1]) + "</code>", text)
     text = sub(r"\[([^\]]+)\]\((https?://[^)]+)\)", r'<a class="external" href="\2">\1</a>', text)
     return sub(r"\$([^$]+)\$", r'<span class="math notranslate nohighlight">\\(\1\\)</span>', text)
 

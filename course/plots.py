@@ -83,7 +83,8 @@ def bars(
         error = {"type": "data", "array": spread[group]} if spread else None
         figure.add_trace(go.Bar(x=list(names), y=values, name=group, error_y=error, marker_color=COLOURS[index]))
     figure.update_yaxes(title_text=up)
-    return laid_out(figure, barmode="group")
+    # above: below, slanted names would run into it on a narrow screen
+    return laid_out(figure, barmode="group").update_layout(legend={"y": 1.02, "yanchor": "bottom"})
 
 
 def sliding(

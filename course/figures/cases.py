@@ -64,7 +64,7 @@ def show_confusion(data: dict[str, Any], t: Text) -> Shown:
     )
     heat = {"texttemplate": "%{text}", "colorscale": "Blues", "showscale": False}
     layers = [t(f"layer {i}", f"第 {i} 层") for i in range(len(received))]
-    text = [[f"{x:.0%}" for x in row] for row in received]
+    text = [[f"{x:.1%}" for x in row] for row in received]
     figure.add_trace(go.Heatmap(z=received, y=layers, text=text, **heat), 1, 1)
     classes = [t("negative", "负面"), t("positive", "正面")]
     figure.add_trace(go.Heatmap(z=matrix, x=classes, y=classes, text=matrix, **heat), 2, 1)
@@ -75,7 +75,7 @@ def show_confusion(data: dict[str, Any], t: Text) -> Shown:
     laid_out(figure, height=560)
     last = received[-1]
     parts = "".join(
-        f'<mark style="background: rgba(0,114,178,{min(1, share * len(last) / 3):.2f})">{escape(word)}…</mark> '
+        f'<mark style="background: rgba(0,114,178,{0.6 * (share - min(last)) / (max(last) - min(last)):.2f})">{escape(word)}…</mark> '
         for word, share in zip(words, last, strict=True)
     )
     most, even = max(range(len(last)), key=lambda i: last[i]), 1 / len(last)
@@ -84,14 +84,14 @@ def show_confusion(data: dict[str, Any], t: Text) -> Shown:
         t("A long review, and what the classifier makes of it", "一条长影评，以及分类器的判断"),
         t(
             f"Which parts of a review of {LENGTH} tokens are read, and which mistakes are made? Below, the first words of "
-            "each eighth, coloured by the last layer's attention.",
-            f"一条 {LENGTH} 个词元的影评里，哪些部分被读取？分类器犯哪种错误？下方是每个八分之一开头的词，颜色为最后一层的注意力。",
+            "each eighth: the darker, the larger its share in the last layer.",
+            f"一条 {LENGTH} 个词元的影评里，哪些部分被读取？分类器犯哪种错误？下方是每个八分之一开头的词，颜色越深，在最后一层得到的注意力越多。",
         ),
         t(
-            f"The shares lie between {min(last):.0%} and {max(last):.0%} (even: {even:.1%}), highest for part {most}: the "
+            f"In the last layer the shares lie between {min(last):.1%} and {max(last):.1%} (even: {even:.1%}), highest for part {most}: the "
             f"attention is spread. {wrong} of {sum(map(sum, matrix))} reviews are judged wrongly, {matrix[0][1]} of them "
             "as too positive.",
-            f"各部分占比在 {min(last):.0%} 到 {max(last):.0%} 之间（均匀为 {even:.1%}），第 {most} 部分最高：注意力是散开的。"
+            f"最后一层各部分占比在 {min(last):.1%} 到 {max(last):.1%} 之间（均匀为 {even:.1%}），第 {most} 部分最高：注意力是散开的。"
             f"{sum(map(sum, matrix))} 条影评中判错 {wrong} 条，其中 {matrix[0][1]} 条判得过于正面。",
         ),
         figure,
@@ -142,6 +142,10 @@ def show_classified(family: str) -> Callable[[dict[str, Any], Text], Shown]:
                 ]
             )
         own = CLASSIFIERS[family][0]
+        wilson = [
+            interval(row["right"], row["count"]) for key, row in data["rows"].items() if key.startswith("reviews")
+        ]
+        apart = max(low for low, _ in wilson) > min(high for _, high in wilson)
         return Shown(
             t("Classification, by data set", "各数据集上的分类"),
             t(
@@ -151,9 +155,10 @@ def show_classified(family: str) -> Callable[[dict[str, Any], Text], Shown]:
             ),
             t(
                 f"`{own}`: {share[f'reviews/{own}']:.3f} on reviews, {share[f'sentences/{own}']:.3f} on sentences of another "
-                "site. The three models' intervals tell whether they differ: read them before the means.",
-                f"`{own}`：影评 {share[f'reviews/{own}']:.3f}，另一网站的短评 {share[f'sentences/{own}']:.3f}。三个模型是否有差别，"
-                "先看区间，再看均值。",
+                f"site. On reviews the intervals of the three models {'do not all' if apart else 'all'} overlap: "
+                f"{'the attention matters' if apart else 'a difference between them is not shown'}.",
+                f"`{own}`：影评 {share[f'reviews/{own}']:.3f}，另一网站的短评 {share[f'sentences/{own}']:.3f}。在影评上，三个模型的区间"
+                f"{'并不全部重叠：注意力的种类有影响' if apart else '互相重叠：看不出差别'}。",
             ),
             header=[
                 t("data set", "数据集"),

@@ -62,12 +62,12 @@ def show_maps(family: str) -> Callable[[dict[str, Any], Text], Shown]:
         if family == "synthesizer":
             finding = t(
                 f"Two rows of a map differ by {same['dense']:.3f} on average with dense, {same['dot_product']:.3f} with "
-                f"the dot product and {same['random']:.3f} with random (half the sum of the absolute differences): so "
-                f"short a training hardly moves the first two from an even mean, while random starts from weights that "
-                f"differ. All three fill the whole square; Sinkhorn keeps {near['sinkhorn']:.0%} in the own block.",
+                f"the dot product and {same['random']:.3f} with random (half the sum of the absolute differences): "
+                f"after {review_task().steps} steps dense is still close to an even mean, while the rows of random differ "
+                f"from the start. All three fill the whole square; Sinkhorn keeps {near['sinkhorn']:.0%} in the own block.",
                 f"任取两行，差异的平均值（绝对差之和的一半）在 dense 下为 {same['dense']:.3f}，点积为 "
-                f"{same['dot_product']:.3f}，random 为 {same['random']:.3f}：训练很短，前两者几乎还是均匀平均，而 random 从一开始各行"
-                f"就不同。三者都填满整个方阵；Sinkhorn 则把 {near['sinkhorn']:.0%} 的权重留在自己的块里。",
+                f"{same['dot_product']:.3f}，random 为 {same['random']:.3f}：训练 {review_task().steps} 步之后，dense 仍接近均匀平均，"
+                f"而 random 的各行一开始就不同。三者都填满整个方阵；Sinkhorn 则把 {near['sinkhorn']:.0%} 的权重留在自己的块里。",
             )
         else:
             finding = t(
@@ -180,7 +180,7 @@ def show_counts(family: str) -> Callable[[dict[str, Any], Text], Shown]:
                 row["parameters"],
                 number(row["operations"] / 1e6, 0),
                 number(row["largest"] / 2**20, 1),
-                f"{row['gap']:.0e}",
+                f"{row['gap']:.0e}" if row["gap"] else "0",
                 yes[row["causal"]],
                 yes[row["free"]],
             ]

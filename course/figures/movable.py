@@ -30,7 +30,7 @@ def causal() -> dict[str, Any]:
 
 
 def show_causal(data: dict[str, Any], t: Text) -> Shown:
-    word = t("mass on the previous block: ", "落在前一块上的质量：")
+    word = t("mass on the previous block: ", "落在前一块上的概率质量：")
     steps = [
         (str(n), [go.Heatmap(z=s["matrix"], colorscale=SCALE, zmin=0, zmax=1)], f"{word}{s['previous']:.2f}")
         for n, s in zip(ITERATIONS, data["steps"], strict=True)
@@ -47,7 +47,7 @@ def show_causal(data: dict[str, Any], t: Text) -> Shown:
             f"Without balancing the previous block gets {first:.2f} of the mass (an even choice: {even:.2f}), with seven "
             f"iterations {seven:.2f}, with sixty {last:.2f}, whatever the logits say. So the package's causal models "
             "normalise rows only, unless `causal_balancing='sinkhorn'` asks for the paper's form.",
-            f"不做归一化时，前一块得到 {first:.2f} 的质量（均匀选择为 {even:.2f}）；7 次迭代后为 {seven:.2f}，60 次后为 "
+            f"不做归一化时，前一块得到 {first:.2f} 的概率质量（均匀选择为 {even:.2f}）；7 次迭代后为 {seven:.2f}，60 次后为 "
             f"{last:.2f}，与 logit 无关。因此软件包的因果模型默认只归一化行，除非用 `causal_balancing='sinkhorn'` 要求论文的做法。",
         ),
         sliding(one_map(t), steps, t("iterations: ", "迭代次数："), ITERATIONS.index(0)),
@@ -133,7 +133,7 @@ def mixtures() -> dict[str, Any]:
 
 
 def show_mixtures(data: dict[str, Any], t: Text) -> Shown:
-    word = t("a row's mass that changes with the text: ", "随文本变化的质量（每行）：")
+    word = t("a row's mass that changes with the text: ", "每行中随文本变化的概率质量：")
     steps = [
         (f"{a:.1f}", [go.Heatmap(z=s["matrix"], colorscale=SCALE, zmin=0, zmax=0.6)], f"{word}{s['changes']:.2f}")
         for a, s in zip(ALPHAS, data["steps"], strict=True)
@@ -152,7 +152,7 @@ def show_mixtures(data: dict[str, Any], t: Text) -> Shown:
         t(
             f"What the text decides against what the position decides. Between 16 texts {first:.2f} of a row's mass "
             f"moves with the dot product alone, {half:.2f} at one half, {last:.2f} with random alone.",
-            f"权衡的是“由文本决定”与“由位置决定”。在 16 段文本之间，只用点积时每行有 {first:.2f} 的质量随文本变化，各占一半时为 "
+            f"权衡的是“由文本决定”与“由位置决定”。在 16 段文本之间，只用点积时每行有 {first:.2f} 的概率质量随文本变化，各占一半时为 "
             f"{half:.2f}，只用 random 时为 {last:.2f}。",
         ),
         sliding(laid_out(figure), steps, t("weight of random: ", "random 的权重："), 5),

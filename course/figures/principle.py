@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import cache
 from math import log2
 from typing import Any
 
@@ -223,6 +224,7 @@ def show_noisy(data: dict[str, Any], t: Text) -> Shown:
     )
 
 
+@cache
 @torch.no_grad()
 def by_length(family: str) -> dict[str, Any]:
     """Operations and milliseconds of one layer of width 64, the best of two passes after one that warms up."""
@@ -297,7 +299,7 @@ def show_lengths_table(family: str) -> Callable[[dict[str, Any], Text], Shown]:
 
 
 def lengths_of(family: str) -> Callable[[], dict[str, Any]]:
-    return lambda: by_length(family)
+    return lambda: dict(by_length(family))
 
 
 def show_time(data: dict[str, Any], t: Text) -> Shown:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import plotly.graph_objects as go
@@ -10,12 +11,15 @@ import torch
 from ..benchmarks import benchmark, speeds
 from ..exhibit import Shown, Text, exhibit
 from ..plots import COLOURS, bars, deviation, interval, laid_out, mean
-from ..studies.quality import PEERS
+from ..studies.language import STEPS as LANGUAGE_STEPS
+from ..studies.quality import PEERS, SEEDS
 from ..studies.reading import TEST
 from ..studies.record import load
 from .concept import attention_parameters, one_layer
-from .innovations import COMPARED, TASK_NAMES, means, score_header, score_rows, scores, spread
+from .innovations import COMPARED, STEPS_OF, TASK_NAMES, means, recalled, score_header, score_rows, scores, spread
 
+# a sort made hard after training
+HARD = {"hard: assignment": ("hard: assignment", "硬排序：指派"), "hard: top-1": ("hard: top-1", "硬排序：每行最大")}
 READERS = {"synthesizer": ("mixture", "random", "dot_product"), "sinkhorn": ("sinkhorn", "local", "dot_product")}
 BINS = (0, 150, 250, 400, 10_000)
 # quality of ours -> the benchmark's entry whose time is its cost
@@ -57,7 +61,7 @@ def show_by_length(family: str) -> Callable[[dict[str, Any], Text], Shown]:
     def show(data: dict[str, Any], t: Text) -> Shown:
         counts = data["count"]
         labels = [
-            f"{low}–{high - 1} (n={n})" if high < 10_000 else f"≥ {low} (n={n})"
+            f"{low}–{high - 1}<br>n={n}" if high < 10_000 else f"≥ {low}<br>n={n}"
             for low, high, n in zip(BINS, BINS[1:], counts, strict=False)
         ]
         shares = {name: [r / n for r, n in zip(right, counts, strict=True)] for name, right in data["right"].items()}
@@ -79,11 +83,11 @@ def show_by_length(family: str) -> Callable[[dict[str, Any], Text], Shown]:
                 f"文档越长是否越难，注意力的种类有没有影响？{TEST} 条留出的影评，截断到 512 个词元；误差线为 95% 区间。",
             ),
             t(
-                f"`{first}` is right about {shares[first][0]:.0%} of the shortest and {last:.0%} of the longest reviews; "
-                f"the intervals are up to ±{widest:.0%} wide, and models differ by up to {gap:.0%} in one bin. The outline's "
+                f"`{first}` classifies {shares[first][0]:.0%} of the shortest and {last:.0%} of the longest reviews correctly; "
+                f"the intervals are up to ±{widest:.0%} wide, and models differ by up to {gap:.0%} at one length. The outline's "
                 "claim that long documents gain is not seen here: sentiment can be read from single words.",
                 f"`{first}` 在最短的影评上正确率为 {shares[first][0]:.0%}，最长的为 {last:.0%}；区间宽达 ±{widest:.0%}，"
-                f"同一档内模型之间最多相差 {gap:.0%}。大纲说长文档能提高准确率，这里看不到：情感靠个别词就能判断。",
+                f"同一长度档内模型之间最多相差 {gap:.0%}。大纲说长文档能提高准确率，这里看不到：情感靠个别词就能判断。",
             ),
             figure,
         )
@@ -110,17 +114,24 @@ def show_applications(family: str) -> Callable[[dict[str, Any], Text], Shown]:
         listed = ", ".join(f"{TASK_NAMES[task][0]}: `{name}`" for task, name in best.items())
         listed_zh = "，".join(f"{TASK_NAMES[task][1]}：`{name}`" for task, name in best.items())
         lowest = min(data["bits"], key=lambda name: data["bits"][name])
+        find = means(data, "find")
+        worst = min(find, key=lambda name: find[name])
+        several = len({*best.values(), lowest}) > 1
+        steps = t(", ", "、").join(f"{STEPS_OF[task]:,}" for task in TASK_NAMES)
         return Shown(
             t("Tasks against models", "任务与模型"),
             t(
-                "Which attention for which task? Right answers (three seeds), and bits per byte of English language "
-                "models (one seed; lower is better).",
-                "什么任务该用什么注意力？正确率（三个种子），以及英文语言模型每字节的比特数（一个种子，越低越好）。",
+                f"Which attention for which task? Right answers (three seeds; {steps} steps of training), and bits per byte of "
+                f"English language models (one seed, {LANGUAGE_STEPS:,} steps; lower is better).",
+                f"什么任务该用什么注意力？正确率（三个种子，分别训练 {steps} 步），以及英文语言模型每字节的比特数（一个种子，{LANGUAGE_STEPS:,} 步，越低越好）。",
             ),
             t(
-                f"Best on average: {listed}; in language modelling `{lowest}`. No attention is best everywhere, and one "
-                "that cannot compare contents fails at questions.",
-                f"平均最好的：{listed_zh}；语言模型为 `{lowest}`。没有哪种注意力处处最好；不能比较内容的，做不了问答。",
+                f"Best on average: {listed}; in language modelling `{lowest}`. "
+                + ("No attention is best everywhere. " if several else "")
+                + f"Questions separate the models most clearly: `{worst}` answers {find[worst]:.2f} of them.",
+                f"平均最好的：{listed_zh}；语言模型为 `{lowest}`。"
+                + ("没有哪种注意力处处最好。" if several else "")
+                + f"拉开差距最大的是问答：`{worst}` 只答对 {find[worst]:.2f}。",
             ),
             header=[*score_header(t), t("generation, bits per byte", "生成，比特/字节")],
             rows=rows,
@@ -192,9 +203,6 @@ def decoding(model: str, what: str, length: int) -> float:
 
 
 def synthesizer_balance() -> dict[str, Any]:
-    find = {
-        name: mean(values["find"]) for name, values in scores(("random", "dot_product"), ("find",))["accuracy"].items()
-    }
     times = speeds("speed")
     size = [attention_parameters(one_layer("random", n)) for n in (512, 2048)]
     return {
@@ -202,7 +210,7 @@ def synthesizer_balance() -> dict[str, Any]:
         "decode": decoding("random", "tokens/s", 8192) / decoding("gpt2", "tokens/s", 8192),
         "faster": times["bert"][4096]["ms"] / times["random"][4096]["ms"],
         "growth": times["dense"][4096]["ms"] / times["dense"][2048]["ms"],
-        "find": find,
+        "recall": recalled("dense", "random", "dot product"),
         "size": size,
     }
 
@@ -213,7 +221,7 @@ def show_synthesizer_balance(data: dict[str, Any], t: Text) -> Shown:
         [
             plus,
             t("no keys in the cache (dense, 8,192 tokens)", "缓存中没有键（dense，8,192 个词元）"),
-            t(f"{data['cache']:.2f} of GPT-2's memory", f"GPT-2 内存的 {data['cache']:.2f}"),
+            t(f"{data['cache']:.2f} of GPT-2's memory", f"GPT-2 内存的 {data['cache']:.2f} 倍"),
         ],
         [
             plus,
@@ -223,7 +231,7 @@ def show_synthesizer_balance(data: dict[str, Any], t: Text) -> Shown:
         [
             plus,
             t("forward pass of 4,096 tokens (random)", "4,096 个词元的前向计算（random）"),
-            t(f"{data['faster']:.2f} times as fast as BERT", f"比 BERT 快 {data['faster']:.2f} 倍"),
+            t(f"{data['faster']:.2f} times as fast as BERT", f"BERT 速度的 {data['faster']:.2f} 倍"),
         ],
         [
             minus,
@@ -233,10 +241,10 @@ def show_synthesizer_balance(data: dict[str, Any], t: Text) -> Shown:
         [
             minus,
             t(
-                "cannot compare contents: questions answered by random, by dot product",
-                "不能比较内容：问答正确率，random 与点积",
+                "does not compare tokens: values found by their keys, dense, random, dot product",
+                "不比较词元：按键找值的正确率，dense、random、点积",
             ),
-            f"{data['find']['random']:.2f}, {data['find']['dot_product']:.2f}",
+            ", ".join(f"{x:.2f}" for x in data["recall"].values()),
         ],
         [
             minus,
@@ -250,14 +258,13 @@ def show_synthesizer_balance(data: dict[str, Any], t: Text) -> Shown:
 def sinkhorn_balance() -> dict[str, Any]:
     times, growth = speeds("speed"), speeds("speed-growth")
     runs = load("balancing")["runs"]
-    one = runs["sort/7/0.75"]
     return {
         "faster": times["bert"][4096]["ms"] / times["sinkhorn"][4096]["ms"],
         "growth": growth["sinkhorn"][32768]["ms"] / growth["sinkhorn"][16384]["ms"],
         "decode": decoding("sinkhorn", "tokens/s", 32768) / decoding("gpt2", "tokens/s", 32768),
         "cache": decoding("sinkhorn", "cache MB", 8192) / decoding("gpt2", "cache MB", 8192),
         "causal": [runs[f"copy/{name}/0.75"]["accuracy"] for name in ("softmax", "sinkhorn 7")],
-        "rounded": one["accuracy"] - one["assignment"],
+        "recall": recalled("Sinkhorn", "dot product"),
         "size": [attention_parameters(one_layer("sinkhorn", n)) for n in (512, 2048)],
     }
 
@@ -296,10 +303,10 @@ def show_sinkhorn_balance(data: dict[str, Any], t: Text) -> Shown:
         [
             minus,
             t(
-                "the sort is soft: accuracy lost when it is rounded to a permutation (sorting)",
-                "排序是软的：取整为置换后损失的准确率（排序任务）",
+                "moves whole blocks: values found by their keys, Sinkhorn, dot product",
+                "只能搬动整块：按键找值的正确率，Sinkhorn 与点积",
             ),
-            f"{data['rounded']:+.3f}",
+            ", ".join(f"{x:.2f}" for x in data["recall"].values()),
         ],
         [
             minus,
@@ -318,8 +325,9 @@ def balance(t: Text, rows: list[list[Any]]) -> Shown:
     return Shown(
         t("Strengths and weaknesses, each with its number", "优缺点，各附数字"),
         t(
-            "Which number proves each? From the recorded benchmarks (speed, decode) and from the studies of this course.",
-            "每一条由哪个数字证明？数字来自仓库的基准记录（speed、decode）和本课程的实验。",
+            "Which number proves each? From the recorded benchmarks (speed, decode, associative_recall) and from the studies "
+            "of this course.",
+            "每一条由哪个数字证明？数字来自仓库的基准记录（speed、decode、associative_recall）和本课程的实验。",
         ),
         t(
             f"{plus} strengths concern cost, {len(rows) - plus} weaknesses what can be learned or what it ties down. The "
@@ -332,6 +340,7 @@ def balance(t: Text, rows: list[list[Any]]) -> Shown:
     )
 
 
+@cache
 @torch.no_grad()
 def layer_time(name: str, length: int = 2048) -> float:
     """Milliseconds of a forward pass of one layer of width 64, the best of three."""
@@ -363,35 +372,47 @@ def improvements(family: str) -> Callable[[], dict[str, Any]]:
     return compute
 
 
+def gains(data: dict[str, Any], base: str, task: str) -> dict[str, list[float]]:
+    """Accuracy above that of the base with the same seed."""
+    own = {name: values[task] for name, values in data["accuracy"].items() if task in values}
+    return {name: [a - b for a, b in zip(values, own[base], strict=False)] for name, values in own.items()}
+
+
 def show_improvements(family: str) -> Callable[[dict[str, Any], Text], Shown]:
     def show(data: dict[str, Any], t: Text) -> Shown:
         base = IMPROVED[family][0]
         own = data["accuracy"]
-        gains = {
-            t(*TASK_NAMES[task]): [
-                mean(values[task]) - mean(own[base][task]) if task in values else None for values in own.values()
-            ]
-            for task in ("copy", "sort")
-        }
-        figure = bars(list(own), gains, t(f"accuracy against {base}", f"与 {base} 的准确率之差"))
-        sort = means(data, "sort")
-        copy = means(data, "copy")
-        best = max((n for n in sort if n != base), key=lambda n: sort[n])
-        better, copied = ([n for n in x if x[n] > x[base] + 0.02] for x in (sort, copy))
+        sort, copy = (gains(data, base, task) for task in ("sort", "copy"))
+        named = {t(*TASK_NAMES["copy"]): copy, t(*TASK_NAMES["sort"]): sort}
+        figure = bars(
+            [t(*HARD.get(name, (name, name))).replace("+", "+<br>") for name in own],
+            {task: [mean(x[n]) if n in x else None for n in own] for task, x in named.items()},
+            t(f"accuracy against {base}", f"与 {base} 的准确率之差"),
+            {task: [deviation(x[n]) if len(x.get(n, ())) > 1 else 0 for n in own] for task, x in named.items()},
+        )
+        best = max((n for n in sort if n != base), key=lambda n: mean(sort[n]))
+        better, copied = ([n for n in x if mean(x[n]) > 0.02] for x in (sort, copy))
+        sinkhorn = family == "sinkhorn"
         return Shown(
             t("What each improvement buys", "各项改进的收益"),
             t(
-                f"How much better than `{base}` are its variants at copying and sorting? SortCut and what is read off after "
-                "training have no causal form here.",
-                f"与 `{base}` 相比，各变体在复制与排序上好多少？SortCut 以及训练后取整的做法在这里没有因果形式。",
+                f"How much better than `{base}` are its variants at copying and sorting? Differences between runs of the same seed, "
+                f"bars with the standard deviation of {SEEDS} seeds."
+                + (
+                    " The temperatures and the hard sorts have one seed; they and SortCut are measured at sorting only."
+                    if sinkhorn
+                    else ""
+                ),
+                f"与 `{base}` 相比，各变体在复制与排序上好多少？同一种子之间求差，误差线为 {SEEDS} 个种子的标准差。"
+                + ("温度与变硬的排序只有一个种子；它们和 SortCut 只在排序任务上测量。" if sinkhorn else ""),
             ),
             t(
-                f"In sorting `{best}` gains most, {sort[best] - sort[base]:+.3f}; better than the base by more than 0.02: "
+                f"In sorting `{best}` gains most, {mean(sort[best]):+.3f}; better than the base by more than 0.02: "
                 f"{', '.join(f'`{n}`' for n in better) or 'none'}. In copying: {', '.join(f'`{n}`' for n in copied) or 'none'}. "
-                "A variant that helps one task may cost the other; the next table has the price.",
-                f"排序任务上收益最大的是 `{best}`，{sort[best] - sort[base]:+.3f}；比基准高出 0.02 以上的有："
-                f"{'、'.join(f'`{n}`' for n in better) or '无'}。复制任务上则为：{'、'.join(f'`{n}`' for n in copied) or '无'}。对一个任务"
-                "有利的变体可能损害另一个任务；价格见下表。",
+                "The next table has the price.",
+                f"排序任务上收益最大的是 `{best}`，{mean(sort[best]):+.3f}；比基准高出 0.02 以上的有："
+                f"{'、'.join(f'`{n}`' for n in better) or '无'}。复制任务上则为：{'、'.join(f'`{n}`' for n in copied) or '无'}。"
+                "各项改进的代价见下表。",
             ),
             figure,
         )
@@ -405,7 +426,7 @@ def show_improvements_table(family: str) -> Callable[[dict[str, Any], Text], Sho
         same = t("as the base", "同基准")
         rows = [
             [
-                f"`{name}`",
+                f"`{t(*HARD.get(name, (name, name)))}`",
                 *(
                     (spread(own[task]) if len(own[task]) > 1 else f"{own[task][0]:.3f}") if task in own else "–"
                     for task in ("copy", "sort")
@@ -417,7 +438,7 @@ def show_improvements_table(family: str) -> Callable[[dict[str, Any], Text], Sho
         worth = [n for n in data["ms"] if n != base and means(data, "sort")[n] > means(data, "sort")[base]]
         prices = ", ".join(f"`{n}` {data['ms'][n] / data['ms'][base]:.2f}" for n in worth) or "–"
         return Shown(
-            t("The same with its cost", "收益与价格"),
+            t("The same with its cost", "收益与代价"),
             t(
                 "What does each improvement cost? Time of one layer at 2,048 tokens, times the base's.",
                 "每项改进要付出多少？一层在 2,048 个词元上的时间，以基准为 1。",
@@ -425,7 +446,7 @@ def show_improvements_table(family: str) -> Callable[[dict[str, Any], Text], Sho
             t(
                 f"Better than the base at sorting, with their price: {prices}. At longer texts the price of a dot product "
                 "grows with the square of the length.",
-                f"排序优于基准者及其价格：{prices}。文本更长时，点积的价格按长度的平方增长。",
+                f"排序优于基准的变体及其代价：{prices}。文本更长时，点积的开销按长度的平方增长。",
             ),
             header=[
                 t("variant", "变体"),

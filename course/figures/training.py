@@ -27,7 +27,7 @@ START_NAMES = {
     "scratch": ("from scratch", "从零开始"),
     "masked": ("after masked pre-training", "掩码预训练之后"),
     "causal": ("after causal pre-training", "因果预训练之后"),
-    "warm": ("warm start from a BERT of the same size", "从同尺寸的 BERT 热启动"),
+    "warm": ("with a warm start from a BERT of the same size", "从同尺寸的 BERT 热启动"),
 }
 CHOICE_NAMES = {
     "base": ("base", "基准"),
@@ -70,6 +70,7 @@ def show_curves(family: str) -> Callable[[dict[str, Any], Text], Shown]:
         figure = lines(curves, t("step", "步"), t("loss", "损失"))
         last = {start: smooth(run["loss"])[-1] for start, run in data["runs"].items()}
         best = min(last, key=lambda start: last[start])
+        beside = max(last, key=lambda start: last[start]) if best == "scratch" else "scratch"
         return Shown(
             t("Four ways to begin", "四种起点"),
             t(
@@ -78,10 +79,11 @@ def show_curves(family: str) -> Callable[[dict[str, Any], Text], Shown]:
                 f"权重事先学过什么有多重要？{SUBJECTS[family]} 在 {LABELLED:,} 条有标注影评上的训练损失，取最近 {WINDOW} 步的平均。",
             ),
             t(
-                f"The training loss ends lowest {START_NAMES[best][0]} ({last[best]:.2f}) and at {last['scratch']:.2f} from "
-                "scratch. The outline names autoregressive training only; an encoder is trained on masked tokens, and "
+                f"The training loss ends lowest {START_NAMES[best][0]} ({last[best]:.2f}); {START_NAMES[beside][0]} it ends at "
+                f"{last[beside]:.2f}. {PRETRAINING} steps of pre-training are few: a better start shows only after more. The outline names autoregressive training only; an encoder is trained on masked tokens, and "
                 "both families can begin with the weights of an existing model.",
-                f"训练损失最低的是“{START_NAMES[best][1]}”（{last[best]:.2f}），从零开始为 {last['scratch']:.2f}。大纲只提到自回归训练；"
+                f"训练损失最低的是“{START_NAMES[best][1]}”（{last[best]:.2f}），“{START_NAMES[beside][1]}”为 {last[beside]:.2f}。预训练只有 "
+                f"{PRETRAINING} 步，太短，还看不出更好的起点。大纲只提到自回归训练；"
                 "编码器用掩码词元训练，两个家族也都可以沿用已有模型的权重。",
             ),
             figure,
@@ -137,7 +139,7 @@ def show_rates(family: str) -> Callable[[dict[str, Any], Text], Shown]:
     def show(data: dict[str, Any], t: Text) -> Shown:
         own, words = (
             WATCHED[family],
-            {"sort": ("sort net", "排序网络"), "members": ("synthesised logits", "合成 logit")},
+            {"sort": ("sort net", "排序网络"), "members": ("synthesised logits", "合成 logit 部分")},
         )
         losses = [[data["losses"][f"{rate}/{clip}"] for rate in RATES] for clip in CLIPS]
         figure = make_subplots(
@@ -166,11 +168,15 @@ def show_rates(family: str) -> Callable[[dict[str, Any], Text], Shown]:
         figure.update_yaxes(type="category", title_text=t("clipping", "裁剪阈值"), row=1)
         for name, norms in ((t(*words[own]), data["watched"]), (t("all parameters", "全部参数"), data["all"])):
             figure.add_trace(go.Scatter(y=norms, name=name, mode="lines"), 2, 1)
-        figure.update_yaxes(type="log", row=2)
+        figure.update_yaxes(type="log", dtick=1, row=2)
+        figure.update_xaxes(title_text=t("step", "步"), row=2)
         laid_out(figure, height=560)
         figure.update_layout(legend={"y": -0.08})
         best = min(data["losses"], key=lambda name: data["losses"][name])
         rate, clip = best.split("/")
+        by_rate = [mean([data["losses"][f"{rate}/{clip}"] for clip in CLIPS]) for rate in RATES]
+        by_clip = [mean([data["losses"][f"{rate}/{clip}"] for rate in RATES]) for clip in CLIPS]
+        moved = [max(x) - min(x) for x in (by_rate, by_clip)]
         share = mean([a / b for a, b in zip(data["watched"], data["all"], strict=True)])
         return Shown(
             t("Learning rate against clipping", "学习率与梯度裁剪"),
@@ -180,10 +186,11 @@ def show_rates(family: str) -> Callable[[dict[str, Any], Text], Shown]:
             ),
             t(
                 f"Lowest loss at rate {rate} with clipping {'off' if clip == 'None' else clip} ({data['losses'][best]:.3f}). "
-                f"The {words[own][0]} get {share:.1%} of the gradient's norm on average: the rate decides, and what is "
-                "particular to the family is a small part of it.",
+                f"Averaged over the other setting, the rate moves the loss by {moved[0]:.3f}, the clipping by {moved[1]:.3f}. "
+                f"The norm of the gradient of the {words[own][0]} is {share:.1%} of the whole on average.",
                 f"损失最低的是学习率 {rate}、裁剪{'关闭' if clip == 'None' else '阈值 ' + clip}（{data['losses'][best]:.3f}）。"
-                f"{words[own][1]}平均只占梯度范数的 {share:.1%}：起决定作用的是学习率，家族特有的部分只占很小一份。",
+                f"对另一设置取平均后，学习率使损失变化 {moved[0]:.3f}，裁剪使损失变化 {moved[1]:.3f}。"
+                f"{words[own][1]}的梯度范数平均为全部参数的 {share:.1%}。",
             ),
             figure,
         )
@@ -227,7 +234,9 @@ def show_choices(data: dict[str, Any], t: Text) -> Shown:
             [
                 t(*CHOICE_NAMES.get(name, (name, name))),
                 f"{mean(row['accuracy']):.3f} ± {deviation(row['accuracy']):.3f}",
-                f"{mean(differences):+.3f} ({min(differences):+.3f} – {max(differences):+.3f})",
+                "–"
+                if name == "base"
+                else f"{mean(differences):+.3f} ({min(differences):+.3f} – {max(differences):+.3f})",
                 f"{mean(row['loss']):.3f}",
             ]
         )
