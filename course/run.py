@@ -1,7 +1,7 @@
 """
 Compute the data of the figures and tables, once for both languages, into `build/course/data/`.
 
-    python -m course.run                           # what is missing, or older than the code that makes it
+    python -m course.run                           # what is missing, or older than the code and records that make it
     python -m course.run sinkhorn-principle-figure # one of them, anew
 """
 
@@ -16,15 +16,16 @@ from transformers.utils import logging
 
 from .exhibit import EXHIBITS, ROOT, Exhibit
 from .figures import load_all
-from .studies.record import record, study_names
+from .studies.record import RESULTS, record, study_names
 
 
 def is_stale(item: Exhibit) -> bool:
-    """Whether the data are missing, or older than the package, the studies or the exhibit's own module."""
+    """Whether the data are missing, or older than the studies, their records or the exhibit's own module."""
     if not item.path.is_file():
         return True
     own = ROOT / (item.compute.__module__.replace(".", "/") + ".py")
-    return item.path.stat().st_mtime < own.stat().st_mtime
+    sources = [own, *RESULTS.glob("*.json"), *RESULTS.with_name("studies").glob("*.py")]
+    return item.path.stat().st_mtime < max(path.stat().st_mtime for path in sources)
 
 
 def main(names: list[str]) -> None:
