@@ -51,7 +51,7 @@ STARTS = ("scratch", "masked", "causal", "warm")
 CHOICE_SEEDS = 2
 LABELLED, TEST = 1000, 1000
 # steps
-PRETRAINING, RATED, CHOSEN = 80, 200, 200
+PRETRAINING, RATED, CHOSEN = 80, 120, 200
 
 
 def assignment(matrices: torch.Tensor) -> torch.Tensor:
