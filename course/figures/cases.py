@@ -271,9 +271,9 @@ def show_written(family: str) -> Callable[[dict[str, Any], Text], Shown]:
         return Shown(
             t("Generation, in numbers", "生成的指标"),
             t(
-                f"How well do byte models of {WINDOW} tokens predict held-out text, and how varied is what they write? "
-                "English film reviews and Chinese product reviews; perplexity by byte and by character; one sample each.",
-                f"长度 {WINDOW} 的字节模型对留出文本预测得多准，写出的文字有多少变化？英文影评与中文商品评论；按字节和按字符的困惑度；每个模型一个样例。",
+                f"How well do byte models of {WINDOW} tokens, trained for {STEPS} steps, predict held-out text, and how varied is "
+                "what they write? English film reviews and Chinese product reviews; perplexity by byte and by character; one sample each.",
+                f"长度 {WINDOW}、训练 {STEPS} 步的字节模型对留出文本预测得多准，写出的文字有多少变化？英文影评与中文商品评论；按字节和按字符的困惑度；每个模型一个样例。",
             ),
             t(
                 f"Best: `{best['en']}` in English ({bits['en']:.2f} bits per byte), `{best['zh']}` in Chinese "

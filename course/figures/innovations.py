@@ -262,12 +262,13 @@ def show_random_kinds(data: dict[str, Any], t: Text) -> Shown:
         for name, own in data["accuracy"].items()
     ]
     best = max(copy, key=lambda name: copy[name])
+    steps = t(", ", "、").join(f"{STEPS_OF[task]:,}" for task in TASKS)
     return Shown(
         t("Random, fixed, factorized", "random、固定与分解"),
         t(
             "What does training R buy, and what do the factors save? Trained parameters of the copying model, and right "
-            "answers, three seeds.",
-            "训练 R 有什么收益，分解又省下什么？复制任务模型的可训练参数量与各任务正确率，三个种子。",
+            f"answers after {steps} steps, {SEEDS} seeds.",
+            f"训练 R 有什么收益，分解又省下什么？复制任务模型的可训练参数量，以及各任务分别训练 {steps} 步后的正确率，{SEEDS} 个种子。",
         ),
         t(
             f"Training R is worth {copy['random'] - copy['fixed_random']:+.2f} in copying and "

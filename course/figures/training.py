@@ -13,6 +13,7 @@ from ..studies.record import load
 from ..studies.settings import (
     CHOICE_SEEDS,
     CHOICES,
+    CHOSEN,
     CLIPS,
     LABELLED,
     PRETRAINING,
@@ -207,7 +208,7 @@ def choices() -> dict[str, Any]:
         }
         for name in CHOICES
     }
-    return {"table": table, "about": record["about"]}
+    return {"table": table, "steps": CHOSEN, "about": record["about"]}
 
 
 def ablation() -> dict[str, Any]:
@@ -247,8 +248,9 @@ def show_choices(data: dict[str, Any], t: Text) -> Shown:
         t("The ablation", "消融实验"),
         t(
             f"Which choice changes the result in every one of {seeds} seeds? Held-out accuracy on reviews, one choice "
-            "changed at a time.",
-            f"哪些选择在全部 {seeds} 个种子上都朝同一方向改变结果？影评留出集准确率，每次只改一项。",
+            "changed at a time" + (f", {data['steps']} steps." if "steps" in data else "."),
+            f"哪些选择在全部 {seeds} 个种子上都朝同一方向改变结果？影评留出集准确率，每次只改一项"
+            + (f"，训练 {data['steps']} 步。" if "steps" in data else "。"),
         ),
         t(
             f"On one side of the base in all seeds: {found or 'none'}. With {seeds} seeds a setting that does nothing does "
