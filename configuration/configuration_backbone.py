@@ -47,8 +47,27 @@ def check_at_most(field: str, value: float, maximum: float) -> None:
         raise ValueError(f"{field}={value!r} is too large: it must be at most {maximum}")
 
 
+class SavedWithCode(PreTrainedConfig):
+    """A configuration whose folder holds the source files that its `auto_map` names, where `synkhorn` saves it."""
+
+    auto_map: dict | None = None
+    # the installed package sets it, so that a saved configuration has its source files beside it;
+    # in remote code it stays None, because Transformers itself copies flat source folders
+    export_code: ClassVar[Any] = None
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Save `config.json` and, where `synkhorn` is installed, the source files."""
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", str(save_directory).rstrip("/").split("/")[-1]), **kwargs)
+        # a configuration from a Hub names that repository ("owner/name--module.Class"); the copy stands on its own
+        self.auto_map = {auto: name.split("--")[-1] for auto, name in (self.auto_map or {}).items()}
+        super().save_pretrained(save_directory)
+        if self.export_code is not None:
+            self.export_code(self.model_type, save_directory)
+
+
 @strict
-class BackboneConfig(PreTrainedConfig):
+class BackboneConfig(SavedWithCode):
     r"""
     Fields of the backbone, a superset of BERT (`norm_first=False, embedding_norm=True, type_vocab_size=2`) and
     GPT-2 (`is_causal=True`, the other defaults).
@@ -90,9 +109,6 @@ class BackboneConfig(PreTrainedConfig):
             model is made, for fields that do not fit each other.
     """
 
-    # the installed package sets it, so that a saved configuration has its source files beside it;
-    # in remote code it stays None, because Transformers itself copies flat source folders
-    export_code: ClassVar[Any] = None
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     vocab_size: int = 30522
@@ -236,16 +252,6 @@ class BackboneConfig(PreTrainedConfig):
             setattr(config, field, value)
         config.validate_architecture()
         return config
-
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """Save `config.json` and, where `synkhorn` is installed, the source files that its `auto_map` names."""
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", str(save_directory).rstrip("/").split("/")[-1]), **kwargs)
-        # a configuration from a Hub names that repository ("owner/name--module.Class"); the copy stands on its own
-        self.auto_map = {auto: name.split("--")[-1] for auto, name in (self.auto_map or {}).items()}
-        super().save_pretrained(save_directory)
-        if self.export_code is not None:
-            self.export_code(self.model_type, save_directory)
 
 
 def most_even_pair(length: int) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """
-Train on your labelled texts, from a checkpoint or from scratch: classification, tags, question answering, choices.
+Train on your labelled texts, from a checkpoint or from scratch: classification, tags, question answering, choices,
+other texts (translations, summaries).
 
     synkhorn finetune classification --train_files reviews.csv --output_dir my-classifier
     synkhorn finetune classification --model_name_or_path my-model --dataset reviews --output_dir my-classifier
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> Scores | None:
         print(f"{usage()}\n\nsynkhorn finetune: {name!r} is not a task", file=sys.stderr)
         sys.exit(2)
     description = f"{inspect.getdoc(TASKS[name])}\n{__doc__}"
-    asked = parse(dataclasses_of(name), rest, description, task=name, **DEFAULTS)
+    asked = parse(dataclasses_of(name), rest, description, task=name, **DEFAULTS | TASKS[name].defaults)
     return finetune(name, command_line("finetune", [name, *rest]), *asked)
 
 

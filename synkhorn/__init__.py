@@ -1,10 +1,12 @@
 """Efficient-attention families for Hugging Face Transformers. Importing the package registers its Auto classes."""
 
 from .annealing import AnnealSortTemperature
+from .configuration.configuration_encoder_decoder import SynkhornEncoderDecoderConfig
 from .configuration.configuration_sinkhorn import SinkhornConfig
 from .configuration.configuration_synthesizer import SynthesizerConfig
 from .conversion import Conversion, convert
 from .families import FAMILIES, Family, register
+from .modeling.modeling_encoder_decoder import SynkhornEncoderDecoderModel
 from .modeling.modeling_sinkhorn import (
     SinkhornForCausalLM,
     SinkhornForMaskedLM,
@@ -43,6 +45,8 @@ __all__ = [
     "SinkhornForTokenClassification",
     "SinkhornModel",
     "SinkhornPreTrainedModel",
+    "SynkhornEncoderDecoderConfig",
+    "SynkhornEncoderDecoderModel",
     "SynthesizerConfig",
     "SynthesizerForCausalLM",
     "SynthesizerForMaskedLM",

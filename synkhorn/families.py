@@ -8,7 +8,7 @@ from typing import Any
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .configuration.configuration_backbone import AUTO_CLASSES, BackboneConfig
+from .configuration.configuration_backbone import AUTO_CLASSES, BackboneConfig, SavedWithCode
 from .configuration.configuration_sinkhorn import SinkhornConfig
 from .configuration.configuration_synthesizer import SYNTHESIZERS, SynthesizerConfig
 from .hub_export import export_code
@@ -78,7 +78,7 @@ def zero_beside_dot_product(config: SynthesizerConfig) -> tuple[str, ...]:
     return tuple(f"attention.members.{weight}" for weight in weights)
 
 
-BackboneConfig.export_code = staticmethod(export_code)
+SavedWithCode.export_code = staticmethod(export_code)
 register(
     Family(
         SinkhornConfig,

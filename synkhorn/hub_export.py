@@ -56,14 +56,14 @@ def export_code(model_type: str, folder: str | os.PathLike) -> list[Path]:
     Write the modeling file of a family, and every module of the package that it needs, flat into a folder.
 
     Args:
-        model_type: the family, such as `synthesizer`.
+        model_type: the family, such as `synthesizer`, or `encoder-decoder`.
         folder: an existing folder, that of the checkpoint.
 
     Returns:
         The files written.
     """
     package = __name__.split(".")[0]
-    modules = sorted(needed_modules(f"{package}.modeling.modeling_{model_type}"))
+    modules = sorted(needed_modules(f"{package}.modeling.modeling_{model_type.replace('-', '_')}"))
     sources = {f"{module.rsplit('.')[-1]}.py": flat_source(module) for module in modules}
     # so that no file is the same in two releases: `AutoModel` runs what it loaded first for an equal configuration file
     digest = hashlib.sha256("\0".join(sources.values()).encode()).hexdigest()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 CARD_NAME = "README.md"
@@ -124,3 +124,8 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch)
         raise
+
+
+def reading(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of what reads: a model's own, or that of its encoder."""
+    return config.encoder if config.is_encoder_decoder and hasattr(config, "encoder") else config

@@ -8,6 +8,7 @@ Each generator is a pure function of its sizes and of a `torch.Generator`, and g
 import math
 
 import torch
+from datasets import Dataset
 
 # Transformers' label of a token that takes no loss
 IGNORED = -100
@@ -75,3 +76,12 @@ def chance_of_sort(length: int, vocab_size: int) -> float:
         cumulative = [0.0] + [at_most(value, position) for value in range(vocab_size)]
         best += max(after - before for before, after in zip(cumulative, cumulative[1:], strict=False))
     return best / length
+
+
+def letters_to_sort(rows: int, length: int, letters: int, generator: torch.Generator) -> Dataset:
+    """`text`: random letters; `target`: the same ones in ascending order, for an encoder and a decoder."""
+    drawn = torch.randint(letters, (rows, length), generator=generator)
+    written = [
+        ["".join(chr(ord("a") + letter) for letter in row) for row in x.tolist()] for x in (drawn, drawn.sort().values)
+    ]
+    return Dataset.from_dict(dict(zip(("text", "target"), written, strict=True)))

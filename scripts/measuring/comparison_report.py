@@ -124,7 +124,7 @@ def draw(results: list[dict[str, Any]], spec: dict[str, Any], task: Any, path: P
     for name, own in grouped.items():
         middle, half = interval([x["test"][metric] for x in own])
         costs["seconds of training"][name] = mean(x["seconds"] for x in own), middle, half
-        if all(x.get("peak_megabytes") for x in own):
+        if all(x.get("peak_megabytes", 0) > 0 for x in own):
             costs["peak memory in MB"][name] = max(x["peak_megabytes"] for x in own), middle, half
     by_length = {
         name: {

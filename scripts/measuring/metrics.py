@@ -4,10 +4,14 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU, CHRF
 from seqeval import metrics as seqeval
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, r2_score, root_mean_squared_error
 from sklearn.preprocessing import MultiLabelBinarizer
@@ -15,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 Scores = dict[str, float]
 IGNORED = -100
+ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
 def classification_scores(predictions: Sequence, references: Sequence) -> Scores:
@@ -74,6 +79,33 @@ def entity_scores(predictions: Sequence[Sequence[str]], references: Sequence[Seq
 def has_entities(tags: set[str]) -> bool:
     """Whether tags mark entities: each is `O` or has the prefix of a place in an entity."""
     return all(re.fullmatch(r"O|[BIESLU]-.+", tag) for tag in tags)
+
+
+def generation_scores(predictions: Sequence[str], references: Sequence[str]) -> Scores:
+    """
+    `chrf` and `bleu` of sacrebleu, and `rouge1`, `rouge2` and `rougeL` of rouge_score, the mean of the texts, all of
+    them 0 to 100; `exact_match`, the share of texts that are the right ones. Where most of the right texts are Chinese,
+    they are split into words as sacrebleu splits Chinese.
+    """
+    is_chinese = 2 * sum(bool(re.search(r"[\u4e00-\u9fff]", text)) for text in references) > len(references)
+    bleu = BLEU(tokenize="zh" if is_chinese else "13a")
+    rouge = [rouge_scores(*pair, is_chinese) for pair in zip(predictions, references, strict=True)]
+    return {
+        "chrf": CHRF().corpus_score(predictions, [references]).score,
+        "bleu": bleu.corpus_score(predictions, [references]).score,
+        **{name: 100 * float(np.mean([scores[name] for scores in rouge])) for name in ROUGE},
+        "exact_match": float(np.mean([said == right for said, right in zip(predictions, references, strict=True)])),
+    }
+
+
+@cache
+def rouge_scores(prediction: str, reference: str, is_chinese: bool) -> Scores:
+    """The F1 of each of `ROUGE`."""
+    words = BLEU(tokenize="zh").tokenizer if is_chinese else None
+    tokenizer = words and SimpleNamespace(tokenize=lambda text: words(text.lower()).split())
+    return {
+        name: x.fmeasure for name, x in RougeScorer(ROUGE, tokenizer=tokenizer).score(reference, prediction).items()
+    }
 
 
 def normalize_answer(text: str) -> str:

@@ -103,6 +103,8 @@ def dots(axis: Axes, points: Mapping[str, tuple[float, float, float]], ours: Seq
     for name, (x, y, half) in points.items():
         colour = style(name, ours)["color"]
         axis.errorbar(x, y, half, fmt="o", markersize=6, capsize=3, color=colour)
+    places = [x for x, *_ in points.values()]
+    axis.set_xlim(min(places) / 1.25, max(places) * 1.25)
     label_ends(axis, [(y, x, name, style(name, ours)["color"]) for name, (x, y, _) in points.items()], at_edge=True)
     plain_ticks(axis.xaxis)
 

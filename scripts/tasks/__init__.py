@@ -4,6 +4,7 @@ from .classification import Classification
 from .language_modeling import LanguageModeling
 from .multiple_choice import MultipleChoice
 from .question_answering import QuestionAnswering
+from .seq2seq import Seq2Seq
 from .task import FinetuneTask, Task
 from .token_classification import TokenClassification
 
@@ -12,6 +13,7 @@ TASKS: dict[str, type[FinetuneTask]] = {
     "token-classification": TokenClassification,
     "question-answering": QuestionAnswering,
     "multiple-choice": MultipleChoice,
+    "seq2seq": Seq2Seq,
 }
 # with what is measured, but not fine-tuned
 MEASURED: dict[str, type[Task]] = {**TASKS, "language-modeling": LanguageModeling}

@@ -9,9 +9,9 @@ from typing import Any
 import evaluate
 import torch
 from datasets import Dataset, Features, Value
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, TrainingArguments
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
-from ..common.checkpoints import load_whole
+from ..common.checkpoints import load_whole, reading
 from ..common.precision import DTYPE_HELP, DTYPES, device_type, weights_dtype
 from ..data.text_data import DataArguments, load_splits
 from ..measuring.memory import forget_peak, resident_megabytes
@@ -20,7 +20,6 @@ from ..measuring.report import about_line
 from .classification import ONE_CLASS, Classification, ClassificationArguments
 from .language_modeling import LanguageModelingArguments
 from .task import Row, Task
-from .trainer import FinetuneTrainer
 
 
 @dataclass
@@ -111,13 +110,14 @@ def classify(task: Classification, model: PreTrainedModel, examples: Dataset, in
 def predict(task: Task, model: PreTrainedModel, examples: Dataset, inputs: Dataset, batch_size: int):
     """Rows of predictions by a `Trainer`, and the seconds that they took."""
     with tempfile.TemporaryDirectory() as folder:
-        training = TrainingArguments(
+        training = task.training_class(
             folder,
             per_device_eval_batch_size=batch_size,
             report_to="none",
             use_cpu=device_type() == "cpu",
+            **task.defaults,
         )
-        trainer = FinetuneTrainer(
+        trainer = task.trainer_class(
             model,
             training,
             data_collator=task.collator(),
@@ -148,12 +148,13 @@ def measure(arguments: EvaluateArguments, data: DataArguments, kind: type[Task],
     source = {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code}
     config = AutoConfig.from_pretrained(arguments.model_name_or_path, **source)
     suffix = kind.auto_class.__name__.removeprefix("AutoModel")
-    if not any(name.endswith(suffix) for name in config.architectures or []):
+    is_trained = any(name.endswith(suffix) for name in config.architectures or [])
+    if not (config.is_encoder_decoder if suffix == "ForSeq2SeqLM" else is_trained):
         raise ValueError(
             f"model_name_or_path={arguments.model_name_or_path!r} is a {config.architectures}, without a trained head "
             f"for this task (...{suffix}): fine-tune it first"
         )
-    longest = config.max_position_embeddings
+    longest = reading(config).max_position_embeddings
     if arguments.max_length is not None and not 1 <= arguments.max_length <= longest:
         raise ValueError(f"max_length={arguments.max_length} must be 1 to {longest}, which the model takes")
     if data.streaming:
@@ -185,7 +186,7 @@ def measure(arguments: EvaluateArguments, data: DataArguments, kind: type[Task],
         "metrics": task.measure(rows),
         "peak_megabytes": peak_megabytes(),
         "intervals": confidence_intervals(
-            task.measure, rows, arguments.resamples, arguments.confidence, arguments.seed
+            task.measure, rows, min(arguments.resamples, task.most_resamples), arguments.confidence, arguments.seed
         ),
         "documents": len(examples),
         "tokens": tokens,

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 from datasets import ClassLabel, Dataset
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, TrainingArguments
 
 from ..measuring.metrics import Scores
+from .trainer import FinetuneTrainer
 
 Row = dict[str, Any]
 
@@ -27,6 +28,12 @@ class Task(ABC):
     arguments_class: ClassVar[type]
     # an Auto class
     auto_class: ClassVar[Any]
+    # what predicts, and its arguments, of which some have other defaults
+    trainer_class: ClassVar[Any] = FinetuneTrainer
+    training_class: ClassVar[Any] = TrainingArguments
+    defaults: ClassVar[dict[str, Any]] = {}
+    # draws of the bootstrap that do not take too long
+    most_resamples: ClassVar[int] = 10**9
     cut_notice: ClassVar[str] = "documents have more tokens than the model reads; the rest of each is cut off"
 
     def __init__(

@@ -32,7 +32,6 @@ from ..measuring.memory import forget_peak, give_back, resident_megabytes
 from ..measuring.report import with_ending
 from ..measuring.sort_statistics import sort_statistics
 from .entrants import RECORD, Entrants, own_fields, slug
-from .experiments import Drawn
 from .runs import (
     check_same_run,
     checkpoint_to_resume,
@@ -42,6 +41,7 @@ from .runs import (
     settings_of,
     train_to_the_end,
 )
+from .synthetic_experiments import Drawn
 
 COMMAND = "compare"
 # steps by which a budget of seconds is turned into steps, and those of them that do not count
@@ -110,7 +110,7 @@ class Comparison(Entrants):
         if not record.exists():
             cost, scratch = Cost(), self.folder / slug(name) / "calibration"
             few = {"max_steps": CALIBRATION, "save_strategy": "no", "logging_steps": 1}
-            arguments = TrainingArguments(str(scratch), **self.training_of(name) | few)
+            arguments = self.experiment.training_class(str(scratch), **self.training_of(name) | few)
             model = self.model(name, seed, tokenizer)
             trainer = self.experiment.trainer(model, arguments, train, None, tokenizer)
             trainer.add_callback(cost)
@@ -137,7 +137,8 @@ class Comparison(Entrants):
         }
         given = {"max_steps": steps, "learning_rate": rate, "seed": seed, "data_seed": seed}
         device = {"use_cpu": device_type() == "cpu"}
-        return TrainingArguments(str(folder), **scheduled | metric | device | self.training_of(name) | given)
+        options = scheduled | metric | device | self.training_of(name) | given
+        return self.experiment.training_class(str(folder), **options)
 
     def train(self, name: str, rate: float, seed: int) -> dict[str, Any]:
         """Train a cell, unless it is trained, and return what it cost and how it validates."""

@@ -25,7 +25,8 @@ from ..common.checkpoints import whole_folder
 from ..common.comparison_spec import ENTRANT_FIELDS, ComparisonSpec, expect
 from ..common.precision import AUTO, choose_bf16, device_type
 from ..data.installed import in_distribution
-from .experiments import EXPERIMENTS, Experiment
+from .experiment import Experiment
+from .experiments import EXPERIMENTS
 from .models import BYTES, TRAIN
 
 # of an entrant and a seed that are finished
@@ -135,7 +136,7 @@ class Entrants:
         else:
             sizes = {"max_position_embeddings": self.max_length(name)}
             config = AutoConfig.for_model(entrant["model_type"], **sizes | of_task | own)
-            model = experiment.auto_class.from_config(config)
+            model = experiment.new_model(config)
         if hasattr(model.config, "sparse_prediction"):
             model.config.sparse_prediction = True
         return model

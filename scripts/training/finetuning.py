@@ -24,14 +24,15 @@ from transformers import (
 from synkhorn.hub_export import write_whole
 from synkhorn_console.parser import Chosen
 
+from ..common.checkpoints import reading
 from ..data.text_data import SPLITS, DataArguments, described, load_splits
 from ..measuring.metrics import Scores
 from ..tasks import TASKS
+from ..tasks.seq2seq import Seq2SeqArguments
 from ..tasks.task import FinetuneTask, Row, Task
-from ..tasks.trainer import FinetuneTrainer
 from .messages import ExpectedTime, choose, describe_labels, describe_model, say, summary
 from .model_card import CardTexts, ModelCardCallback
-from .models import ModelArguments, load_model, load_tokenizer, own_fields
+from .models import ModelArguments, load_model, load_tokenizer, new_encoder_decoder, own_fields
 from .runs import (
     checkpoint_to_resume,
     explained_when_the_disk_is_full,
@@ -107,11 +108,12 @@ class Measure:
 def default_length(arguments: ModelArguments) -> int | None:
     """Tokens that the model of these arguments takes; `None` for a new model, where nothing says it."""
     if arguments.model_name_or_path is None:
-        return own_fields(arguments, CONFIG_MAPPING[arguments.family]).get("max_position_embeddings")
+        return own_fields(arguments.model_config, CONFIG_MAPPING[arguments.family]).get("max_position_embeddings")
     config = AutoConfig.from_pretrained(
         arguments.model_name_or_path, revision=arguments.revision, trust_remote_code=arguments.trust_remote_code
     )
-    return own_fields(arguments, type(config)).get("max_position_embeddings", config.max_position_embeddings)
+    own = own_fields(arguments.model_config, type(config))
+    return own.get("max_position_embeddings", reading(config).max_position_embeddings)
 
 
 def length_for(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> int:
@@ -131,7 +133,7 @@ def with_lora(model: PreTrainedModel, arguments: FinetuneArguments) -> PeftModel
     heads = [
         name
         for name, child in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in child.parameters())
+        if model.base_model not in (model, child) and any(True for _ in child.parameters())
     ]
     config = LoraConfig(
         r=arguments.lora_r,
@@ -175,7 +177,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def dataclasses_of(name: str) -> tuple[type, ...]:
     """The arguments of a fine-tuning on a task, as dataclasses."""
-    return ModelArguments, DataArguments, TASKS[name].arguments_class, FinetuneArguments, TrainingArguments
+    return ModelArguments, DataArguments, TASKS[name].arguments_class, FinetuneArguments, TASKS[name].training_class
 
 
 def finetune(
@@ -217,7 +219,10 @@ def finetune(
     tokenizer = load_tokenizer(model_arguments, texts, max_length or LENGTHS[-1], checkpoint=checkpoint)
     if max_length is None:
         max_length = length_for(kind.texts(task_arguments, splits["train"]), tokenizer)
-    model = load_model(kind.auto_class, model_arguments, tokenizer, max_length, **config_fields)
+    if start is None and isinstance(task_arguments, Seq2SeqArguments):
+        model = new_encoder_decoder(model_arguments, task_arguments, tokenizer, max_length)
+    else:
+        model = load_model(kind.auto_class, model_arguments, tokenizer, max_length, **config_fields)
     say(training, describe_model(model, start))
     task = kind(task_arguments, tokenizer, max_length, list(config_fields.get("id2label", {}).values()))
     with training.main_process_first(desc="tokenizing"):
@@ -238,7 +243,7 @@ def finetune(
         baseline={texts_of_card["splits"]["test" if split == "test" else "eval"]: baseline},
         **texts_of_card,
     )
-    trainer = FinetuneTrainer(
+    trainer = kind.trainer_class(
         model if finetuning.lora_r is None else with_lora(model, finetuning),
         training,
         data_collator=task.collator(),
@@ -259,7 +264,7 @@ def finetune(
         if trainer.is_world_process_zero():
             write_rows(Path(training.output_dir) / "predictions.jsonl", measure.rows)
         results = task.measure(measure.rows)
-        finish(trainer, results, DEFAULTS)
+        finish(trainer, results, DEFAULTS | kind.defaults)
     where = f"{sizes[split]:,} {'test' if split == 'test' else 'held-out'} rows"
     next_command = f"synkhorn evaluate {name} --model_name_or_path {training.output_dir} --test_files ..."
     say(training, summary(where, results, baseline, training.output_dir, f"Measure it on other rows: {next_command}"))

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from synkhorn_console.parser import Chosen
 
+from ..common.checkpoints import reading
 from ..measuring.metrics import Scores
 
 # of a new model, which needs more and larger steps than a pre-trained one
@@ -46,10 +47,12 @@ def choose(training: TrainingArguments, rows: int, is_new: bool) -> None:
 
 def describe_model(model: PreTrainedModel, start: str | None) -> str:
     """A line about the model."""
-    config = model.config
+    config = reading(model.config)
+    more = f" and a decoder of {model.config.decoder.num_hidden_layers}" if config is not model.config else ""
     origin = "new, from scratch (--model_config changes its size)" if start is None else f"from {start}"
     return (
-        f"Model: {type(model).__name__}, {origin}: {config.num_hidden_layers} layers of width {config.hidden_size}, "
+        f"Model: {type(model).__name__}, {origin}: {config.num_hidden_layers} layers of width {config.hidden_size}"
+        f"{more}, "
         f"{model.num_parameters():,} parameters, at most {config.max_position_embeddings:,} tokens"
     )
 

@@ -11,6 +11,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,7 +22,9 @@ from synkhorn import FAMILIES
 from synkhorn_console.parser import meant
 
 from ..common.arguments import read_fields
+from ..common.checkpoints import reading
 from ..common.precision import device_type, weights_dtype
+from ..tasks.seq2seq import Seq2SeqArguments
 
 BYTES, TRAIN = "bytes", "train"
 # a model from scratch, of a size that learns on a CPU in minutes, where `model_config` does not say otherwise
@@ -105,19 +108,19 @@ def load_tokenizer(
     return tokenizer
 
 
-def own_fields(arguments: ModelArguments, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+def own_fields(given: str | None, config_class: type[PreTrainedConfig], option: str = "model_config") -> dict[str, Any]:
     """
-    The fields that `model_config` sets.
+    The fields that `option` sets.
 
     Raises:
         ValueError: if the configuration has no such field.
     """
-    own = {} if arguments.model_config is None else read_fields("model_config", arguments.model_config)
+    own = {} if given is None else read_fields(option, given)
     known = {entry.name for entry in fields(config_class)}  # type: ignore[arg-type]
     unknown = sorted(set(own) - known)
     if unknown:
         raise ValueError(
-            f"--model_config has {', '.join(unknown)}: not fields of {config_class.__name__}, which has "
+            f"--{option} has {', '.join(unknown)}: not fields of {config_class.__name__}, which has "
             f"{', '.join(sorted(known))}{meant(unknown[0], known)}"
         )
     return own
@@ -143,14 +146,19 @@ def load_model(
     hub: dict[str, Any] = {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code}
     attention = {"attn_implementation": arguments.attn_implementation}
     if arguments.model_name_or_path is None:
-        own = own_fields(arguments, CONFIG_MAPPING[arguments.family])
+        own = own_fields(arguments.model_config, CONFIG_MAPPING[arguments.family])
         defaults = SMALL | {"max_position_embeddings": max_length} | synkhorn.token_fields(tokenizer)
         config = AutoConfig.for_model(arguments.family, **defaults | task_fields | own)
         model = auto_class.from_config(config, **attention)
     else:
         config = AutoConfig.from_pretrained(arguments.model_name_or_path, **hub)
-        own = own_fields(arguments, type(config))
-        length = own.pop("max_position_embeddings", config.max_position_embeddings)
+        if config.model_type == synkhorn.SynkhornEncoderDecoderConfig.model_type:
+            # Transformers' own classes would be saved without our code
+            config = synkhorn.SynkhornEncoderDecoderConfig.from_dict(config.to_dict() | {"auto_map": None})
+            auto_class = synkhorn.SynkhornEncoderDecoderModel
+        own = own_fields(arguments.model_config, type(config))
+        limit = reading(config).max_position_embeddings
+        length = own.pop("max_position_embeddings", limit)
         for name, value in {**task_fields, **own}.items():
             setattr(config, name, value)
         model, report = auto_class.from_pretrained(
@@ -169,11 +177,51 @@ def load_model(
                 f"--model_config {arguments.model_config} does not fit the checkpoint "
                 f"{arguments.model_name_or_path!r}, whose {', '.join(clashes)} have other shapes: leave fields out"
             )
-        if length != config.max_position_embeddings:
+        if length != limit:
             model.resize_max_position_embeddings(length)
-    check_fit(model.config, tokenizer, max_length)
+    check_fit(reading(model.config), tokenizer, max_length)
     # a pipeline cuts there
-    tokenizer.model_max_length = model.config.max_position_embeddings
+    tokenizer.model_max_length = reading(model.config).max_position_embeddings
+    return model
+
+
+def new_encoder_decoder(
+    arguments: ModelArguments, decoder: Seq2SeqArguments, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> PreTrainedModel:
+    """An encoder and a decoder from scratch; see `load_model`."""
+    defaults = SMALL | {"max_position_embeddings": max_length} | synkhorn.token_fields(tokenizer)
+    family = decoder.decoder_family or arguments.family
+    of_encoder = own_fields(arguments.model_config, CONFIG_MAPPING[arguments.family])
+    of_decoder = own_fields(decoder.decoder_config, CONFIG_MAPPING[family], "decoder_config")
+    if family == arguments.family:
+        of_decoder = of_encoder | of_decoder
+    configs = (
+        AutoConfig.for_model(arguments.family, **defaults | of_encoder),
+        AutoConfig.for_model(family, **defaults | of_decoder | {"is_causal": True}),
+    )
+    check_fit(configs[0], tokenizer, max_length)
+    return encoder_decoder(*configs, decoder.max_target_length, attn_implementation=arguments.attn_implementation)
+
+
+def encoder_decoder(
+    encoder: PreTrainedConfig, decoder: PreTrainedConfig, max_target_length: int, **options: Any
+) -> PreTrainedModel:
+    """
+    A new model of two configurations of ours.
+
+    Args:
+        encoder: whose special tokens are those of the decoder too.
+        decoder: a causal one.
+        max_target_length: the longest text that it writes, in tokens.
+        options: of `_from_config`.
+    """
+    # with the token that starts a text
+    longest = max_target_length + 1
+    decoder.max_position_embeddings, decoder.cross_attention_hidden_size = longest, encoder.hidden_size
+    tokens = {"decoder_start_token_id": encoder.cls_token_id, "pad_token_id": encoder.pad_token_id}
+    config = synkhorn.SynkhornEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder, **tokens)
+    model = synkhorn.SynkhornEncoderDecoderModel._from_config(config, **options)
+    model.generation_config = GenerationConfig(**tokens, eos_token_id=encoder.sep_token_id, max_length=longest)
     return model
 
 

@@ -12,7 +12,7 @@ import textwrap
 from typing import Any
 
 from . import checks
-from .declared import GENERATION, TRAINING, class_of, constants, declared, tree_of
+from .declared import GENERATION, SEQ2SEQ_TRAINING, TRAINING, class_of, constants, declared, tree_of
 from .parser import ALL, build, meant, read
 
 # in the order in which they are met
@@ -22,7 +22,7 @@ GROUPS = {
     "Study": ("compare", "ablate", "train_synthetic", "visualize", "benchmark"),
 }
 COMMANDS = tuple(command for group in GROUPS.values() for command in group)
-TASKS = ("classification", "token-classification", "question-answering", "multiple-choice")
+TASKS = ("classification", "token-classification", "question-answering", "multiple-choice", "seq2seq")
 WITH_TASKS = {"finetune": TASKS, "evaluate": (*TASKS, "language-modeling")}
 CHECKPOINT = "synkhorn.scripts.common.checkpoints:CheckpointArguments"
 MODEL, DATA = "synkhorn.scripts.training.models:ModelArguments", "synkhorn.scripts.data.text_data:DataArguments"
@@ -104,6 +104,8 @@ def check(command: str, arguments: list[str]) -> None:
         SystemExit: after help, or a message of one line.
     """
     names, defaults_of, first = READ[command]
+    if command in WITH_TASKS and arguments[0] == "seq2seq":
+        names = tuple(SEQ2SEQ_TRAINING if name == TRAINING else name for name in names)
     dataclasses: list[Any] = [declared(name) for name in names]
     description, task = documented(command), None
     if command in WITH_TASKS:
@@ -111,7 +113,7 @@ def check(command: str, arguments: list[str]) -> None:
         own = declared(f"{task_module(task)}:{task_class(task)}Arguments")
         dataclasses.insert(2, own)
         description = f"{ast.get_docstring(class_of(task_module(task), task_class(task)))}\n\n{description}"
-    training = declared(TRAINING) if TRAINING in names else None
+    training = next((declared(name) for name in names if name in (TRAINING, SEQ2SEQ_TRAINING)), None)
     defaults: dict[str, Any] = {} if defaults_of is None else constants(defaults_of)["DEFAULTS"]
     parser = build(dataclasses, description, training, first, task, ALL in arguments, **defaults)
     fields = {name: dataclass for dataclass in dataclasses for name in dataclass.__dataclass_fields__}

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 TRAINING = "transformers.training_args:TrainingArguments"
+SEQ2SEQ_TRAINING = "transformers.training_args_seq2seq:Seq2SeqTrainingArguments"
+# configurations of what is no family
+NO_FAMILIES = ("backbone", "encoder_decoder")
 GENERATION = "transformers.generation.configuration_utils:GenerationConfig"
 
 
@@ -45,7 +48,7 @@ def families() -> dict[str, str]:
     """Name of each family of the package -> the module of its configuration."""
     folder = source_of("synkhorn.configuration.configuration_backbone").parent
     names = [path.stem.removeprefix("configuration_") for path in sorted(folder.glob("configuration_*.py"))]
-    return {name: f"synkhorn.configuration.configuration_{name}" for name in names if name != "backbone"}
+    return {name: f"synkhorn.configuration.configuration_{name}" for name in names if name not in NO_FAMILIES}
 
 
 def config_fields(model_type: str) -> set[str] | None:
@@ -146,7 +149,8 @@ def declared(name: str) -> type:
             body[entry.name] = known[entry.name]
     # fields without a default come first
     entries.sort(key=lambda entry: entry[2].default is not dataclasses.MISSING or callable(entry[2].default_factory))
-    return make_dataclass(class_name, entries, namespace=body)
+    bases = (declared(TRAINING),) if name == SEQ2SEQ_TRAINING else ()
+    return make_dataclass(class_name, entries, bases=bases, namespace=body)
 
 
 def generation_options() -> type:

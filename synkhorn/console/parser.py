@@ -41,6 +41,8 @@ EXPLAINED = {
     "gradient_accumulation_steps": "Batches whose gradients are added before a step.",
     "warmup_steps": "Steps, or share of the steps, in which the learning rate rises.",
     "weight_decay": "Weight decay of AdamW.",
+    "label_smoothing_factor": "Share of each label that is spread over all tokens or classes.",
+    "generation_num_beams": "Beams of the search that writes predictions; 1 for greedy search.",
     "bf16": BF16_HELP,
     "save_total_limit": "Keep so many checkpoints; without a --save option all are removed when training has ended.",
     "seed": "Seed of the weights, the order of the data, and dropout.",

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from processes import run
 from transformers import (
     BertConfig,
     BertModel,
@@ -14,6 +15,8 @@ from transformers import (
     GPT2LMHeadModel,
 )
 from variants import SOME_CAUSAL, causal_model, config_of, model_of, padding, random_ids, randomize
+
+from synkhorn import SynkhornEncoderDecoderModel
 
 CROSS = {"add_cross_attention": True, "cross_attention_hidden_size": 10}
 SIDES = ("none", "left", "right", "hole")
@@ -157,8 +160,8 @@ PAIRS = [("synthesizer", "sinkhorn"), ("sinkhorn", "synthesizer"), ("sinkhorn", 
          ("sinkhorn", "gpt2")]  # fmt: skip
 
 
-def pair_of(encoder: str, decoder: str) -> EncoderDecoderModel:
-    model = EncoderDecoderModel(encoder=ENCODERS[encoder](), decoder=DECODERS[decoder]()).eval()
+def pair_of(encoder: str, decoder: str, kind: type[EncoderDecoderModel] = EncoderDecoderModel) -> EncoderDecoderModel:
+    model = kind(encoder=ENCODERS[encoder](), decoder=DECODERS[decoder]()).eval()
     for config in (model.config, model.generation_config):
         config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 1, 0, None
     return model
@@ -194,11 +197,26 @@ def test_encoder_decoder_models_train_generate_and_load_again(encoder, decoder, 
     torch.testing.assert_close(again(ids, attention_mask=mask, labels=labels).loss, loss)
 
 
+@pytest.mark.parametrize("encoder", ["sinkhorn", "bert"])
+def test_one_folder_holds_both_parts_and_their_code(encoder, tmp_path):
+    model = pair_of(encoder, "synthesizer", SynkhornEncoderDecoderModel)
+    expected = model.generate(torch.arange(2, 20)[None], max_new_tokens=8).tolist()
+    folder = tmp_path / "saved"
+    model.save_pretrained(folder)
+    for again in ("first", "second"):
+        # what was loaded and saved again loads again
+        printed = run("load_pair.py", folder, tmp_path / again, HF_HOME=str(tmp_path / "home"))
+        assert printed == f"{expected}\n"
+        folder = tmp_path / again
+    assert isinstance(EncoderDecoderModel.from_pretrained(folder).encoder, type(model.encoder))
+    assert isinstance(SynkhornEncoderDecoderModel.from_pretrained(folder).decoder, type(model.decoder))
+
+
 def test_two_checkpoints_become_one_model(tmp_path):
     """`from_encoder_decoder_pretrained` gives a causal model the cross attention that it lacks."""
     ENCODERS["sinkhorn"]().save_pretrained(tmp_path / "encoder")
     causal_model("synthesizer-dense").save_pretrained(tmp_path / "decoder")
-    model = EncoderDecoderModel.from_encoder_decoder_pretrained(tmp_path / "encoder", tmp_path / "decoder")
+    model = SynkhornEncoderDecoderModel.from_encoder_decoder_pretrained(tmp_path / "encoder", tmp_path / "decoder")
     assert model.config.decoder.add_cross_attention and isinstance(model.config, EncoderDecoderConfig)
     assert model.decoder.model.layers[1].cross_attention.query.weight.std() > 0
     model.config.decoder_start_token_id, model.config.pad_token_id = 1, 0

@@ -13,9 +13,11 @@ from synkhorn.scripts.data.brown import load_brown
 from synkhorn.scripts.data.chinese_reviews import load_chinese_reviews
 from synkhorn.scripts.data.installed import in_distribution
 from synkhorn.scripts.data.kernel_docs import load_kernel_docs
+from synkhorn.scripts.data.libreoffice_help import load_libreoffice_help
 from synkhorn.scripts.data.listops import TOKENS, nested_list
 from synkhorn.scripts.data.synthetic_tasks import IGNORED
-from synkhorn.scripts.training.experiments import AssociativeRecall, Copying, ListOps, Sorting, collated
+from synkhorn.scripts.training.experiment import collated
+from synkhorn.scripts.training.synthetic_experiments import AssociativeRecall, Copying, ListOps, Sorting
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +67,26 @@ def test_chinese_reviews_have_no_duplicates_and_no_text_of_both_classes(tmp_path
     assert {row["text"]: row["label"] for row in found}["好"] == 1 and "都" not in [row["text"] for row in found]
 
 
-@pytest.mark.parametrize("load", [load_brown, load_kernel_docs, load_chinese_reviews])
+def test_paragraphs_of_the_help_are_paired_by_id_and_pages_held_out(tmp_path):
+    for language, texts in (
+        ("en-US", ["Open &amp; <b>save</b>", "Shared", "Code"]),
+        ("zh-CN", ["打开", "共有", "Code"]),
+    ):
+        folder = tmp_path / f"usr/share/libreoffice/help/{language}/text/shared"
+        folder.mkdir(parents=True)
+        for page in range(40):
+            marked = [
+                f'<p id="par_{i}" class="x">{text}</p>' for i, text in enumerate([f"{texts[0]} {page}", *texts[1:]])
+            ]
+            (folder / f"{page}.html").write_text("\n".join(marked), encoding="utf-8")
+    pairs = load_libreoffice_help(str(tmp_path))
+    test, train = ([(row["text"], row["target"]) for row in pairs[split]] for split in ("test", "train"))
+    # each pair once; what is not translated is none; a text of a page for training is not tested
+    assert len(test) + len(train) == 41 and 0 < len(test) < 10
+    assert ("Shared", "共有") in train and all(text.startswith("Open & save ") for text, _ in test)
+
+
+@pytest.mark.parametrize("load", [load_brown, load_kernel_docs, load_chinese_reviews, load_libreoffice_help])
 def test_data_that_is_not_there_is_an_error_that_says_how_to_get_it(load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # nor is it installed

@@ -49,6 +49,12 @@ def question(generator: random.Random) -> dict:
     return {"question": f"Where is {name}?", "context": context, "answers": answers}
 
 
+def pair(generator: random.Random) -> dict:
+    word = generator.choice(["aa", "bb", "cc"])
+    filler = " ".join(generator.choices(["well", "so"], k=generator.randint(0, 12)))
+    return {"text": f"{filler} {word}".strip(), "target": {"aa": "好吧", "bb": "你们", "cc": "再见"}[word]}
+
+
 def choice(generator: random.Random) -> dict:
     label = generator.randrange(2)
     return {
@@ -65,9 +71,13 @@ MAKERS = {
     "token-classification": tags,
     "question-answering": question,
     "multiple-choice": choice,
+    "seq2seq": pair,
 }
 # beyond the columns' defaults
-EXTRA = {"multiple-choice": ["--choice_columns", "ending0", "ending1"]}
+EXTRA = {
+    "multiple-choice": ["--choice_columns", "ending0", "ending1"],
+    "seq2seq": ["--max_target_length", "8"],
+}
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> str:

@@ -4,17 +4,21 @@ import math
 
 import numpy as np
 import pytest
+import sacrebleu
 
 from synkhorn.scripts.measuring.metrics import (
     answer_f1,
     classification_scores,
     confidence_intervals,
     entity_scores,
+    generation_scores,
     multi_label_scores,
     normalize_answer,
     regression_scores,
     span_scores,
 )
+
+GENERATED = ("chrf", "bleu", "rouge1", "rouge2", "rougeL")
 
 
 def test_accuracy_and_macro_f1():
@@ -94,3 +98,18 @@ def test_intervals_are_those_of_the_binomial():
         measure, rows, 50, 0.95, seed=1
     )
     assert confidence_intervals(measure, rows, 0, 0.95, seed=0) == {}
+
+
+def test_written_texts_are_compared_as_sacrebleu_does_in_english_and_chinese():
+    right = ["the cat sat on the mat", "open the file"]
+    assert generation_scores(right, right) == pytest.approx(dict.fromkeys(GENERATED, 100.0) | {"exact_match": 1.0})
+    said = ["the cat sat on a mat", "open file"]
+    scores = generation_scores(said, right)
+    assert scores["bleu"] == pytest.approx(sacrebleu.corpus_bleu(said, [right]).score)
+    assert scores["chrf"] == pytest.approx(sacrebleu.corpus_chrf(said, [right]).score)
+    # five of six words, both ways; two of two said, of three
+    assert scores["rouge1"] == pytest.approx(50 * (5 / 6 + 4 / 5)) and scores["exact_match"] == 0
+    # each Chinese character is a word
+    scores = generation_scores(["打开文件"], ["打开的文件"])
+    assert scores["rouge1"] == pytest.approx(100 * 8 / 9)
+    assert scores["bleu"] == pytest.approx(sacrebleu.corpus_bleu(["打开文件"], [["打开的文件"]], tokenize="zh").score)

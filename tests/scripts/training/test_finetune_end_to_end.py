@@ -34,6 +34,7 @@ PREDICTED = {
     "token-classification": ({"words", "prediction", "tags"}, "tags", "ner_tags"),
     "question-answering": ({"question", "prediction", "answers", "n_best"}, None, None),
     "multiple-choice": ({"prediction", "text", "probability", "label"}, "label", "label"),
+    "seq2seq": ({"text", "prediction", "target"}, "target", "target"),
 }
 
 
@@ -68,7 +69,7 @@ def test_a_task_is_learned_and_its_results_are_written(name, family, tmp_path):
     arguments = [*write_data(tmp_path, name), *from_scratch(family), *TRAINING, "--output_dir", str(output)]
     results = finetune.main([name, *arguments])
     kind = TASKS[name]
-    assert results[kind.best_metric] > 0.9
+    assert results[kind.best_metric] > (90 if name == "seq2seq" else 0.9)
     rows = rows_of(output / "predictions.jsonl")
     assert len(rows) == 24
     # the file says what was measured
