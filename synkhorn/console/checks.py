@@ -98,19 +98,26 @@ def saved_config(values: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
+def own_fields(option: str, values: dict[str, Any], family: str | None) -> dict[str, Any]:
+    """The fields that an option sets, each of them one that the family has."""
+    if values.get(option) is None:
+        return {}
+    own = read_fields(option, values[option])
+    known = None if family is None else config_fields(family)
+    unknown = [] if known is None else sorted(set(own) - known)
+    if unknown:
+        hint = meant(unknown[0], known) or f": it has {', '.join(sorted(known))}"
+        raise ValueError(f"--{option} has {', '.join(unknown)}, not a field of a {family} model{hint}")
+    return own
+
+
 def check_config(values: dict[str, Any]) -> None:
-    """`--model_config`, and a `--max_length` beyond what a checkpoint takes."""
+    """`--model_config`, `--decoder_config`, and a `--max_length` beyond what a checkpoint takes."""
     saved = saved_config(values)
-    own = {}
-    if values.get("model_config") is not None:
-        own = read_fields("model_config", values["model_config"])
-        start = values.get("model_name_or_path")
-        family = values.get("to") or (saved.get("model_type") if start else values.get("family"))
-        known = None if family is None else config_fields(family)
-        unknown = [] if known is None else sorted(set(own) - known)
-        if unknown:
-            hint = meant(unknown[0], known) or f": it has {', '.join(sorted(known))}"
-            raise ValueError(f"--model_config has {', '.join(unknown)}, not a field of a {family} model{hint}")
+    start = values.get("model_name_or_path")
+    family = values.get("to") or (saved.get("model_type") if start else values.get("family"))
+    own = own_fields("model_config", values, family)
+    own_fields("decoder_config", values, values.get("decoder_family") or family)
     limit, asked = saved.get("max_position_embeddings"), values.get("max_length")
     limit = own.get("max_position_embeddings", limit)
     if "to" not in values and limit and asked and asked > limit:
