@@ -23,6 +23,7 @@ from ..data.brown import load_brown
 from ..data.chinese_reviews import load_chinese_reviews
 from ..data.kernel_docs import load_kernel_docs
 from ..data.libreoffice_help import load_libreoffice_help
+from ..data.news_headlines import load_news_headlines
 from ..data.reviews import SPLIT_SEED, load_reviews
 from ..data.synthetic_tasks import (
     letters_to_sort,
@@ -41,6 +42,7 @@ SOURCES: dict[str, Callable[[str | None], Dataset | DatasetDict]] = {
     "kernel_docs": load_kernel_docs,
     "chinese_reviews": load_chinese_reviews,
     "libreoffice_help": load_libreoffice_help,
+    "news_headlines": load_news_headlines,
     "letters_to_sort": lambda data_dir: DatasetDict(
         {
             split: letters_to_sort(rows, 32, 16, torch.Generator().manual_seed(seed))

@@ -15,6 +15,7 @@ from synkhorn.scripts.data.installed import in_distribution
 from synkhorn.scripts.data.kernel_docs import load_kernel_docs
 from synkhorn.scripts.data.libreoffice_help import load_libreoffice_help
 from synkhorn.scripts.data.listops import TOKENS, nested_list
+from synkhorn.scripts.data.news_headlines import load_news_headlines
 from synkhorn.scripts.data.synthetic_tasks import IGNORED
 from synkhorn.scripts.training.experiment import collated
 from synkhorn.scripts.training.synthetic_experiments import AssociativeRecall, Copying, ListOps, Sorting
@@ -86,7 +87,9 @@ def test_paragraphs_of_the_help_are_paired_by_id_and_pages_held_out(tmp_path):
     assert ("Shared", "共有") in train and all(text.startswith("Open & save ") for text, _ in test)
 
 
-@pytest.mark.parametrize("load", [load_brown, load_kernel_docs, load_chinese_reviews, load_libreoffice_help])
+@pytest.mark.parametrize(
+    "load", [load_brown, load_kernel_docs, load_chinese_reviews, load_libreoffice_help, load_news_headlines]
+)
 def test_data_that_is_not_there_is_an_error_that_says_how_to_get_it(load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # nor is it installed
