@@ -110,12 +110,13 @@ def show_applications(family: str) -> Callable[[dict[str, Any], Text], Shown]:
         rows = [
             [*row, data["bits"].get(name, "–")] for row, name in zip(score_rows(data), data["accuracy"], strict=True)
         ]
-        best = {task: max(m, key=lambda n, m=m: m[n]) for task, m in ((x, means(data, x)) for x in TASK_NAMES)}
+        by_task = {task: means(data, task) for task in TASK_NAMES}
+        best = {task: max(own, key=lambda name, own=own: own[name]) for task, own in by_task.items()}
         listed = ", ".join(f"{TASK_NAMES[task][0]}: `{name}`" for task, name in best.items())
         listed_zh = "，".join(f"{TASK_NAMES[task][1]}：`{name}`" for task, name in best.items())
         lowest = min(data["bits"], key=lambda name: data["bits"][name])
-        find = means(data, "find")
-        worst = min(find, key=lambda name: find[name])
+        apart = max(by_task, key=lambda task: max(by_task[task].values()) - min(by_task[task].values()))
+        worst = min(by_task[apart], key=lambda name: by_task[apart][name])
         several = len({*best.values(), lowest}) > 1
         steps = t(", ", "、").join(f"{STEPS_OF[task]:,}" for task in TASK_NAMES)
         return Shown(
@@ -128,10 +129,10 @@ def show_applications(family: str) -> Callable[[dict[str, Any], Text], Shown]:
             t(
                 f"Best on average: {listed}; in language modelling `{lowest}`. "
                 + ("No attention is best everywhere. " if several else "")
-                + f"Questions separate the models most clearly: `{worst}` answers {find[worst]:.2f} of them.",
+                + f"The models differ most in {TASK_NAMES[apart][0]}, where `{worst}` gets {by_task[apart][worst]:.2f} right.",
                 f"平均最好的：{listed_zh}；语言模型为 `{lowest}`。"
                 + ("没有哪种注意力处处最好。" if several else "")
-                + f"拉开差距最大的是问答：`{worst}` 只答对 {find[worst]:.2f}。",
+                + f"模型之间差距最大的任务是{TASK_NAMES[apart][1]}：`{worst}` 的正确率只有 {by_task[apart][worst]:.2f}。",
             ),
             header=[*score_header(t), t("generation, bits per byte", "生成，比特/字节")],
             rows=rows,
