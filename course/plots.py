@@ -69,8 +69,11 @@ def lines(
     for index, (name, (x, y)) in enumerate(series.items()):
         colour = COLOURS[index % len(COLOURS)]
         figure.add_trace(go.Scatter(x=x, y=y, name=name, mode=mode, line={"color": colour}))
-    figure.update_xaxes(title_text=across, type="log" if "x" in log else None)
-    figure.update_yaxes(title_text=up, type="log" if "y" in log else None)
+    figure.update_xaxes(title_text=across)
+    if "x" in log:
+        ticks = sorted({value for x, _ in series.values() for value in x})
+        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{value:,}" for value in ticks])
+    figure.update_yaxes(title_text=up, **({"type": "log", "dtick": "D2"} if "y" in log else {}))
     return laid_out(figure)
 
 

@@ -1,5 +1,6 @@
 """Topics 12 and 13, the two cases: classification and generation."""
 
+from codecs import getincrementaldecoder
 from collections.abc import Callable
 from html import escape
 from typing import Any
@@ -194,10 +195,12 @@ def marked(sample: dict[str, Any], t: Text) -> str:
     data = bytes(sample["ids"])
     if "fetched" not in sample:
         return escape(data.decode(errors="replace"))
+    # a character of several bytes belongs to the block in which it ends
+    decoder = getincrementaldecoder("utf-8")(errors="replace")
     parts = []
     for i, row in enumerate(sample["fetched"]):
         best = max(range(len(row)), key=lambda j, row=row: row[j])
-        piece = escape(data[i * WRITTEN_BLOCK : (i + 1) * WRITTEN_BLOCK].decode(errors="replace"))
+        piece = escape(decoder.decode(data[i * WRITTEN_BLOCK : (i + 1) * WRITTEN_BLOCK]))
         colour = COLOURS[best % len(COLOURS)]
         note = "" if i == 0 else f"<sub>{t('block', '块')} {best}: {row[best]:.0%}</sub>"
         parts.append(f'<span style="border-bottom: 3px solid {"#fff" if i == 0 else colour}">{piece}</span>{note}')

@@ -76,7 +76,7 @@ def show_block_sizes(data: dict[str, Any], t: Text) -> Shown:
     across = t("tokens of a block", "块长（词元数）")
     labels = {"ms": t("milliseconds", "毫秒"), "operations": t("relative operations", "相对运算量")}
     figure = lines(dict.fromkeys(labels.values(), ((), ())), across, "", log="xy", mode="lines+markers")
-    figure.update_xaxes(tickvals=BLOCK_SIZES)
+    figure.update_xaxes(tickvals=BLOCK_SIZES, ticktext=[str(size) for size in BLOCK_SIZES])
     steps, best = [], {}
     for length, row in data["rows"].items():
         least = min(entry["operations"] for entry in row)
