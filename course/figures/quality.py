@@ -175,7 +175,7 @@ def show_costs(data: dict[str, Any], t: Text) -> Shown:
         type="log", title_text=t(f"milliseconds at {COST_LENGTH:,} tokens", f"{COST_LENGTH:,} 个词元时的毫秒数")
     )
     figure.update_yaxes(title_text=t("accuracy on reviews", "影评准确率"))
-    laid_out(figure)
+    laid_out(figure, height=520).update_layout(legend={"y": 1.02, "yanchor": "bottom"})
     slow = max(points, key=lambda name: points[name]["ms"])
     floor = points["floor"]
     ours = [name for name in points if name not in PEERS]
