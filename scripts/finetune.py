@@ -1,6 +1,6 @@
 """
 Train on your labelled texts, from a checkpoint or from scratch: classification, tags, question answering, choices,
-other texts (translations, summaries).
+other texts (translations, summaries), embeddings.
 
     synkhorn finetune classification --train_files reviews.csv --output_dir my-classifier
     synkhorn finetune classification --model_name_or_path my-model --dataset reviews --output_dir my-classifier
@@ -23,6 +23,8 @@ import sys
 from .common.arguments import parse
 from .measuring.metrics import Scores
 from .tasks import TASKS
+from .tasks.embeddings import Embeddings
+from .training.embeddings import DATACLASSES, finetune_embeddings
 from .training.finetuning import DEFAULTS, dataclasses_of, finetune
 from .training.model_card import command_line
 from .training.runs import leave_process_group
@@ -30,7 +32,8 @@ from .training.runs import leave_process_group
 
 def usage() -> str:
     """The tasks."""
-    lines = [f"  {name:<24}{(task.__doc__ or '').strip().split('. ')[0].rstrip('.')}" for name, task in TASKS.items()]
+    known = {**TASKS, "embeddings": Embeddings}
+    lines = [f"  {name:<24}{(task.__doc__ or '').strip().split('. ')[0].rstrip('.')}" for name, task in known.items()]
     return "\n".join(["usage: synkhorn finetune TASK ARGUMENTS", __doc__ or "", *lines, "", "TASK --help says more."])
 
 
@@ -40,6 +43,9 @@ def main(arguments: list[str] | None = None) -> Scores | None:
     if name in ("-h", "--help"):
         print(usage())
         return None
+    if name == "embeddings":
+        described = f"{inspect.getdoc(Embeddings)}\n{__doc__}"
+        return finetune_embeddings(*parse(DATACLASSES, rest, described, task=name, **DEFAULTS))
     if name not in TASKS:
         print(f"{usage()}\n\nsynkhorn finetune: {name!r} is not a task", file=sys.stderr)
         sys.exit(2)

@@ -23,7 +23,7 @@ GROUPS = {
 }
 COMMANDS = tuple(command for group in GROUPS.values() for command in group)
 TASKS = ("classification", "token-classification", "question-answering", "multiple-choice", "seq2seq")
-WITH_TASKS = {"finetune": TASKS, "evaluate": (*TASKS, "language-modeling")}
+WITH_TASKS = {"finetune": (*TASKS, "embeddings"), "evaluate": (*TASKS, "language-modeling")}
 CHECKPOINT = "synkhorn.scripts.common.checkpoints:CheckpointArguments"
 MODEL, DATA = "synkhorn.scripts.training.models:ModelArguments", "synkhorn.scripts.data.text_data:DataArguments"
 # command -> its dataclasses, the module of its defaults, and the argument that may stand first without its name
