@@ -137,7 +137,8 @@ def draw(results: list[dict[str, Any]], spec: dict[str, Any], task: Any, path: P
     shown = {label: points for label, points in costs.items() if points}
     question = spec["title"].split(":")[0]
     figure, (line,) = panels(question, finding(grouped, task, spec["against"]), columns=len(shown) + has_lengths)
-    figure.subplots_adjust(wspace=0.85)
+    # names stand between the panels
+    figure.subplots_adjust(wspace=0.35 + 0.03 * max(map(len, grouped)))
     for axis, (label, points) in zip(line, shown.items(), strict=False):
         dots(axis, points, ours)
         axis.set(xlabel=label, ylabel=metric)

@@ -90,9 +90,10 @@ def curves(
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Mark 1, 2, 5, 10, 20, ... on a logarithmic axis."""
+    """Mark 1, 2, 5, 10, 20, ... on a logarithmic axis, or 1, 10, 100, ... on a long one."""
     low, high = axis.get_view_interval()
-    marks = [m * 10.0**e for e in range(-3, 9) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    steps = (1, 2, 5) if high < 500 * low else (1,)
+    marks = [m * 10.0**e for e in range(-3, 9) for m in steps if low <= m * 10.0**e <= high]
     axis.set_ticks(marks, [f"{mark:,g}" for mark in marks])
     axis.set_minor_locator(NullLocator())
 
