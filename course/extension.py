@@ -115,4 +115,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("build-finished", write_plotly)
     app.add_js_file("plotly.min.js", priority=10)
     app.add_js_file("stemmer.js", priority=10)
+    app.add_js_file("plots.js")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -120,7 +120,8 @@ def test_pages_open_without_errors_or_requests(browser, language, width):
             # something is drawn in it: paths, or the pictures of a heat map
             drawn = figure.query_selector_all(".main-svg path[d], .main-svg image")
             assert len(drawn) > 3, name
-            assert figure.query_selector(".main-svg").bounding_box()["width"] > 0.6 * min(width, 700), name
+            drawn_width = figure.query_selector(".main-svg").bounding_box()["width"]
+            assert 0.6 * min(width, 700) < drawn_width <= figure.bounding_box()["width"], name
         for figure in page.query_selector_all("figure.exhibit.rows"):
             assert len(figure.query_selector_all("tbody tr")) > 1
     page.close()
