@@ -7,8 +7,8 @@ other texts (translations, summaries), embeddings.
     synkhorn finetune question-answering --model_name_or_path my-model --train_files squad.jsonl --output_dir my-reader
 
 The checkpoint that does best on the validation split is kept. The output folder gets the model with its code and
-tokenizer, its card, and predictions.jsonl with one row for each example of the test split, or of the validation split
-where there is none. The same command resumes an interrupted run.
+tokenizer, its card, and, but for embeddings, predictions.jsonl with one row for each example of the test split, or of
+the validation split where there is none. The same command resumes an interrupted run.
 
 Long documents: --train_sampling_strategy group_by_length puts documents of similar length into one batch, which is
 faster. It is off by default because less mixed batches can cost accuracy in short runs.
