@@ -151,8 +151,8 @@ def show_classified(family: str) -> Callable[[dict[str, Any], Text], Shown]:
             t("Classification, by data set", "各数据集上的分类"),
             t(
                 "How well, and how fast, do classifiers trained on reviews of up to 512 tokens work, also on sentences that "
-                "they were not trained for? Macro F1, 95 % intervals, documents per second on one thread.",
-                "在 512 个词元以内的影评上训练的分类器效果如何、多快？对没有训练过的短评又如何？宏平均 F1、95% 区间、单线程每秒文档数。",
+                "they were not trained for? Macro F1, 95 % intervals, documents per second of processor time on one thread.",
+                "在 512 个词元以内的影评上训练的分类器效果如何、多快？对没有训练过的短评又如何？宏平均 F1、95% 区间、单线程每秒 CPU 时间处理的文档数。",
             ),
             t(
                 f"`{own}`: {share[f'reviews/{own}']:.3f} on reviews, {share[f'sentences/{own}']:.3f} on sentences of another "
@@ -275,8 +275,9 @@ def show_written(family: str) -> Callable[[dict[str, Any], Text], Shown]:
             t("Generation, in numbers", "生成的指标"),
             t(
                 f"How well do byte models of {WINDOW} tokens, trained for {STEPS} steps, predict held-out text, and how varied is "
-                "what they write? English film reviews and Chinese product reviews; perplexity by byte and by character; one sample each.",
-                f"长度 {WINDOW}、训练 {STEPS} 步的字节模型对留出文本预测得多准，写出的文字有多少变化？英文影评与中文商品评论；按字节和按字符的困惑度；每个模型一个样例。",
+                "what they write? English film reviews and Chinese product reviews; perplexity by byte and by character; one sample "
+                "each; bytes per second of processor time.",
+                f"长度 {WINDOW}、训练 {STEPS} 步的字节模型对留出文本预测得多准，写出的文字有多少变化？英文影评与中文商品评论；按字节和按字符的困惑度；每个模型一个样例；字节/秒按 CPU 时间计。",
             ),
             t(
                 f"Best: `{best['en']}` in English ({bits['en']:.2f} bits per byte), `{best['zh']}` in Chinese "
