@@ -13,7 +13,8 @@ from synkhorn.scripts.common import generation, precision
 from synkhorn.scripts.common.arguments import parse
 from synkhorn.scripts.common.precision import choose_bf16, device_type, units_for
 from synkhorn.scripts.tasks import evaluation
-from synkhorn.scripts.training import finetuning, models, pretraining
+from synkhorn.scripts.tasks.trainer import FinetuneTrainer
+from synkhorn.scripts.training import models, pretraining
 
 WITH, WITHOUT = {"avx2": True, "avx512_bf16": True}, {"avx2": True, "avx512_f": True, "avx512_bf16": False}
 
@@ -103,7 +104,7 @@ def test_every_training_command_chooses_alike(capabilities, bf16, machine, monke
     def train(self, model, args, **_):
         raise Asked(args.bf16)
 
-    monkeypatch.setattr(finetuning.FinetuneTrainer, "__init__", train)
+    monkeypatch.setattr(FinetuneTrainer, "__init__", train)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Asked, match=str(bf16)):
         quickstart.main(["--max_train_samples", "8", "--max_test_samples", "8"])
