@@ -102,9 +102,8 @@ def is_ours(entrant: dict[str, Any]) -> bool:
     """Whether an entrant is a model of a family of ours other than plain dot-product attention, which is BERT's."""
     if entrant.get("synthesizers") == ["dot_product"]:
         return False
-    return "start_from" in entrant or "trained_as" in entrant or {entrant.get("model_type"), entrant.get("convert")} & {
-        *FAMILIES
-    } != set()  # fmt: skip
+    kinds = {entrant.get("model_type"), entrant.get("convert")}
+    return "start_from" in entrant or "trained_as" in entrant or not kinds.isdisjoint(FAMILIES)
 
 
 def finding(grouped: dict[str, list[dict[str, Any]]], task: Any, against: str | None) -> str:

@@ -204,9 +204,9 @@ def finetune(
     if finetuning.lora_r is not None and start is None:
         raise ValueError(f"lora_r={finetuning.lora_r} trains a checkpoint: name it by --model_name_or_path")
     if start is not None and isinstance(task_arguments, Seq2SeqArguments):
-        for name in ("decoder_family", "decoder_config"):
-            if (value := getattr(task_arguments, name)) is not None:
-                raise ValueError(f"{name}={value!r} is for a new model: {start} has a decoder, so leave --{name} out")
+        for option in ("decoder_family", "decoder_config"):
+            if (value := getattr(task_arguments, option)) is not None:
+                raise ValueError(f"{option}={value!r} is for a new model: {start} has a decoder; leave --{option} out")
     settings = settings_of(model_arguments, data, task_arguments, finetuning, training)
     checkpoint = checkpoint_to_resume(f"finetune {name}", training, settings)
     if (results := results_of(training)) is not None:

@@ -96,6 +96,23 @@ def test_a_task_is_learned_and_its_results_are_written(name, family, tmp_path):
     assert (output / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_an_encoder_and_a_decoder_are_trained_on_by_lora(tmp_path):
+    data, few = write_data(tmp_path, "seq2seq", train=16), [*TRAINING, "--max_steps", "2"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    families = [*from_scratch("sinkhorn"), "--decoder_family", "synthesizer"]
+    finetune.main(["seq2seq", *data, *families, *few, "--output_dir", str(first)])
+    start = ["--model_name_or_path", str(first), "--lora_r", "2", "--label_smoothing_factor", "0.1"]
+    with pytest.raises(ValueError, match="decoder_family='sinkhorn' is for a new model"):
+        finetune.main(["seq2seq", *data, *start, "--decoder_family", "sinkhorn", "--output_dir", str(second)])
+    finetune.main(["seq2seq", *data, *start, *few, "--generation_num_beams", "2", "--output_dir", str(second)])
+    before, after = (load_file(folder / "model.safetensors") for folder in (first, second))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys() and changed and all(".layers." in name for name in changed)
+    assert json.loads((second / "run.json").read_text())["command"] == "finetune seq2seq"
+    name, _ = loaded_elsewhere(second, "AutoModelForSeq2SeqLM", tmp_path / "home")
+    assert name == "SynkhornEncoderDecoderModel"
+
+
 @pytest.mark.parametrize(
     ("maker", "problem", "best", "least"),
     [(classes, "multi_label_classification", "micro_f1", 0.85), (grade, "regression", "r2", 0.8)],
