@@ -24,6 +24,9 @@ from .softmax_attention import fused_attention, literal_attention, seen_attentio
 from .synthesizer_kernels import tiled_attention
 from .synthesizer_logits import Logits, add_features, add_logits
 
+# logits of a batch that are written out rather than worked on in tiles: 8 MB in float32
+WRITTEN_AT_MOST = 2**21
+
 
 class DotProduct(nn.Module):
     """S = Q K^T / sqrt(dh), the Transformer's own attention, rotated where the positions are rotary."""
@@ -154,7 +157,8 @@ class SynthesizerAttention(BackboneAttention):
 
     A member maps the tokens, (1, T, d), and the rotary embedding to the terms of its `Logits`. The literal form writes
     the sum of all terms out. The fast form is one fused call over features (`dot_product`, `dense`,
-    `factorized_random`), or tiles of rows, whose weights rows of one length share where no term depends on tokens.
+    `factorized_random`), or tiles of rows, whose weights rows of one length share where no term depends on tokens; few
+    logits, those of short rows, are written out.
     """
 
     mixture: nn.Parameter | None
@@ -199,11 +203,18 @@ class SynthesizerAttention(BackboneAttention):
         only_features = all(terms.queries is not None for terms in members.values())
         if only_features and (self.dropout or self.is_fused(list(members.values()), values)):
             return self.feature_attention(list(members.values()), values, rows)
-        if self.dropout:
-            # the tiles are computed again in the backward pass, without what was drawn
+        # the tiles are computed again in the backward pass, without what dropout drew
+        if self.dropout or self.is_short(list(members.values()), values, rows):
             outputs, _ = self.attend_literally(members, keys, values, rows)
             return rows.to_tokens(outputs.transpose(1, 2).flatten(2))
         return tiled_attention(add_logits(list(members.values()), rows), values, rows, self.config.is_causal)
+
+    def is_short(self, members: list[Logits], values: torch.Tensor, rows: Rows) -> bool:
+        """Whether the logits are so few that to write them out takes less time than a loop over tiles."""
+        if is_static() or rows.num_rows * values.shape[1] * rows.longest**2 > WRITTEN_AT_MOST:
+            return False
+        # weights that all rows share are one tile a head, of any number of rows
+        return rows.has_one_length or any(x.dim() == 4 for terms in members for _, x in terms.items())
 
     def feature_attention(self, members: list[Logits], values: torch.Tensor, rows: Rows) -> torch.Tensor:
         """Attention whose logits are products of features, as a fused call for each group of rows: -> (1, T, H dh)."""

@@ -9,7 +9,10 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from synkhorn.modeling import sinkhorn_kernels, synthesizer_kernels  # noqa: E402
+from synkhorn.modeling import modeling_synthesizer, sinkhorn_kernels, synthesizer_kernels  # noqa: E402
+
+# small as the tests' models are, they are to run the fast forms; `test_short_rows_are_written_out` has the shipped value
+modeling_synthesizer.WRITTEN_AT_MOST = 0
 
 # a few examples, the same each time, or with `--hypothesis-profile=thorough` many new ones
 hypothesis.settings.register_profile("default", max_examples=25, deadline=None, derandomize=True)

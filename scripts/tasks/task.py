@@ -204,6 +204,6 @@ def auto_use(auto_class: type, model_name: str, call: str) -> str:
     return (
         f"from transformers import {auto_class.__name__}, AutoTokenizer\n\n"
         "# this folder, or its name on the Hub\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("{model_name}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{model_name}", trust_remote_code=True)\n'
         f'model = {auto_class.__name__}.from_pretrained("{model_name}", trust_remote_code=True)\n{call}'
     )

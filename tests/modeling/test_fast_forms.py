@@ -1,6 +1,7 @@
 """What the fast forms promise beside their values: precision, memory, large logits, and no state."""
 
 import copy
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,9 +21,11 @@ from variants import (
 )
 
 import synkhorn
+from synkhorn.modeling import modeling_synthesizer
 from synkhorn.modeling.modeling_heads import pool
 from synkhorn.modeling.modeling_synthesizer import SynthesizerAttention
 from synkhorn.modeling.softmax_attention import masked_softmax
+from synkhorn.modeling.synthesizer_kernels import tiled_attention
 
 
 class LargestTensor(TorchDispatchMode):
@@ -59,6 +62,23 @@ def test_the_matrix_of_random_is_shared_by_the_batch():
     with LargestTensor() as largest:
         sdpa(attention, x, mask).sum().backward()
     assert largest.elements < 2 * 50 * 300 * 18 < 50 * 300**2
+
+
+@pytest.mark.parametrize("variant", [["random", "dot_product"], ["factorized_dense"], ["random"]], ids=name_of)
+@pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
+def test_short_rows_are_written_out(variant, is_causal, monkeypatch):
+    attention = SynthesizerAttention(tiny_config(variant, is_causal=is_causal, max_position_embeddings=300), 0)
+    randomize(attention)
+    x, mask = torch.randn(5, 300, 18), torch.arange(300) < torch.tensor([300, 9, 41, 100, 7])[:, None]
+    tiled = gradients(sdpa, attention, x, mask)
+    monkeypatch.setattr(modeling_synthesizer, "tiled_attention", in_tiles := Mock(wraps=tiled_attention))
+    monkeypatch.setattr(modeling_synthesizer, "WRITTEN_AT_MOST", 5 * attention.config.num_attention_heads * 300**2)
+    assert_same(gradients(sdpa, attention, x, mask), tiled, 1e-5)
+    # weights that all rows share are no loop over rows
+    assert in_tiles.called == (variant == ["random"])
+    monkeypatch.setattr(modeling_synthesizer, "WRITTEN_AT_MOST", 5 * attention.config.num_attention_heads * 300**2 - 1)
+    gradients(sdpa, attention, x, mask)
+    assert in_tiles.called
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
