@@ -11,7 +11,7 @@ import torch  # noqa: E402
 
 from synkhorn.modeling import modeling_synthesizer, sinkhorn_kernels, synthesizer_kernels  # noqa: E402
 
-# small as the tests' models are, they are to run the fast forms; `test_short_rows_are_written_out` has the shipped value
+# small as their models are, the tests run the fast forms; `test_short_rows_are_written_out` has the shipped value
 modeling_synthesizer.WRITTEN_AT_MOST = 0
 
 # a few examples, the same each time, or with `--hypothesis-profile=thorough` many new ones
