@@ -12,6 +12,9 @@ import torch
 
 from .softmax_attention import compute_dtype
 
+# entries that are found one after the other rather than by sorting whole rows
+FEW = 8
+
 
 def choose(
     log_matrix: torch.Tensor, pairs: torch.Tensor | None, top_k: int | None = None, is_hard: bool = False
@@ -48,8 +51,16 @@ def first_largest(tensor: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Ten
     The k largest entries of the last dimension and their indices, the first ones among equals: what a row chooses may
     not depend on blocks that come later, or on the other rows of a batch, as in `topk`.
     """
-    values, index = tensor.sort(dim=-1, descending=True, stable=True)
-    return values[..., :k], index[..., :k]
+    if k > FEW:
+        values, index = tensor.sort(dim=-1, descending=True, stable=True)
+        return values[..., :k], index[..., :k]
+    # `argmax` gives the first of equals; what was chosen goes below everything
+    rest, found = tensor.detach().clamp(min=torch.finfo(tensor.dtype).min), []
+    for _ in range(k):
+        found.append(rest.argmax(-1, keepdim=True))
+        rest = rest.scatter(-1, found[-1], -torch.inf)
+    index = torch.cat(found, dim=-1)
+    return tensor.gather(-1, index), index
 
 
 def _without(matrix: torch.Tensor, pairs: torch.Tensor | None) -> torch.Tensor:

@@ -172,6 +172,7 @@ class Translation(TextTask):
 
     Args:
         max_target_length: tokens of a target.
+        max_characters: of a text; pairs with a longer one are left out, of the test split too.
         options: as those of `TextTask`.
     """
 
@@ -179,8 +180,10 @@ class Translation(TextTask):
     metric = "chrf"
     length_unit = "characters"
 
-    def __init__(self, max_target_length: int = 128, **options: Any):
+    def __init__(self, max_target_length: int = 128, max_characters: int | None = None, **options: Any):
         super().__init__(**options)
+        if max_characters is not None:
+            self.loaded = self.loaded.filter(lambda row: len(row["text"]) <= max_characters)
         self.arguments = Seq2SeqArguments(max_target_length=max_target_length)
 
     def texts(self, part):
