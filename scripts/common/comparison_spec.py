@@ -7,7 +7,7 @@ BUDGETS = ("steps", "epochs", "tokens", "cpu_seconds")
 # what makes an entrant, of which each has one
 KINDS = ("model_type", "checkpoint", "start_from", "trained_as", "baseline")
 # of an entrant, beside the fields of its configuration
-ENTRANT_FIELDS = (*KINDS, "convert", "max_length", "learning_rates", "training", "annealed_to")
+ENTRANT_FIELDS = (*KINDS, "convert", "frozen", "max_length", "learning_rates", "training", "annealed_to")
 PACKAGED = {"package", "path"}
 
 
@@ -24,7 +24,8 @@ class ComparisonSpec:
             trainings, for the model of the same name and seed; `trained_as`, an entrant above, whose trained model is
             tested with other fields of its configuration; or `baseline: tfidf`. And `max_length`, `learning_rates` and
             `training` of its own, `annealed_to`, the sort temperature that a training ends with, and fields of its
-            configuration.
+            configuration. Of a `frozen` checkpoint only a linear classifier is trained, which reads the mean of the
+            tokens in each layer; the rates are its C, as those of a baseline are.
         budget: of each training: `steps`, `epochs`, `tokens` or `cpu_seconds`.
         seeds: each entrant is trained with each. Of a task without a test split they count the folds, too.
         learning_rates: of which each entrant gets the best on the validation split of the first seed.
@@ -100,6 +101,13 @@ def check_entrant(name: str, entrant: Any) -> None:
         f"{name}.convert",
         entrant.get("convert"),
         "beside a checkpoint",
+    )
+    expect(type(entrant.get("frozen", False)) is bool, f"{name}.frozen", entrant.get("frozen"), "true or false")
+    expect(
+        not entrant.get("frozen") or "checkpoint" in entrant or "start_from" in entrant,
+        f"{name}.frozen",
+        entrant.get("frozen"),
+        "beside a checkpoint or start_from",
     )
     expect(entrant.get("baseline", "tfidf") == "tfidf", f"{name}.baseline", entrant.get("baseline"), "tfidf")
     if isinstance(checkpoint := entrant.get("checkpoint"), dict):

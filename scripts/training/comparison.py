@@ -11,9 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.pipeline import make_pipeline
-from sklearn.svm import LinearSVC
 from transformers import (
     AutoConfig,
     PrinterCallback,
@@ -25,13 +22,14 @@ from transformers import (
 import synkhorn
 from synkhorn.hub_export import write_whole
 
-from ..common.comparison_spec import ENTRANT_FIELDS, ComparisonSpec, expect
+from ..common.comparison_spec import ComparisonSpec, expect
 from ..common.precision import device_type
 from ..measuring.comparison_report import report
 from ..measuring.memory import forget_peak, give_back, resident_megabytes
 from ..measuring.report import with_ending
 from ..measuring.sort_statistics import sort_statistics
 from .entrants import RECORD, Entrants, own_fields, slug
+from .linear_classifiers import is_linear, mean_states, of_states, of_words
 from .runs import (
     check_same_run,
     checkpoint_to_resume,
@@ -84,6 +82,11 @@ class Cost(TrainerCallback):
 
 class Comparison(Entrants):
     """The cells of a comparison, see `Entrants`."""
+
+    def __init__(self, spec: ComparisonSpec, folder: Path, data_dir: str | None):
+        super().__init__(spec, folder, data_dir)
+        # entrant -> text -> what its frozen model makes of it
+        self.known_states: dict[str, dict[str, np.ndarray]] = {}
 
     def training_of(self, name: str) -> dict[str, Any]:
         """The Trainer's arguments of an entrant, but for those that differ between its cells."""
@@ -144,8 +147,8 @@ class Comparison(Entrants):
         """Train a cell, unless it is trained, and return what it cost and how it validates."""
         folder = self.folder / slug(name) / f"seed-{seed}" / f"rate-{rate:g}"
         entrant = self.spec.entrants[name]
-        if "baseline" in entrant:
-            return self.train_baseline(rate, seed, name)
+        if is_linear(entrant):
+            return self.train_linear(rate, seed, name)
         if "trained_as" in entrant:
             return self.train(entrant["trained_as"], rate, seed)
         experiment, tokenizer = self.experiment, self.tokenizer(self.experiment.part(seed))
@@ -187,25 +190,36 @@ class Comparison(Entrants):
         """What makes a cell, beside the Trainer's arguments."""
         return settings(self.spec, name)
 
-    def baseline(self, rate: float, seed: int, name: str) -> tuple[Any, Any]:
-        """TF-IDF and a linear classifier, trained, and how it reads a split; the rate is the classifier's C."""
+    def states(self, name: str, seed: int, texts: list[str]) -> np.ndarray:
+        """`mean_states` of an entrant's model, each text's once."""
+        known = self.known_states.setdefault(name, {})
+        if missing := [text for text in dict.fromkeys(texts) if text not in known]:
+            tokenizer = self.tokenizer(self.experiment.part(seed))
+            model = self.model(name, seed, tokenizer).to(device_type())
+            batch_size = self.training_of(name)["per_device_eval_batch_size"]
+            found = mean_states(model, tokenizer, missing, self.max_length(name), batch_size)
+            known |= dict(zip(missing, found, strict=True))
+        return np.stack([known[text] for text in texts])
+
+    def linear(self, rate: float, seed: int, name: str) -> tuple[Any, Any]:
+        """A linear classifier, trained, and how it reads a split."""
         entrant, examples = self.spec.entrants[name], self.experiment.examples(self.experiment.part(seed))
-        options = {field: value for field, value in entrant.items() if field not in (*ENTRANT_FIELDS, "words")}
-        if "ngram_range" in options:
-            options["ngram_range"] = tuple(options["ngram_range"])
 
-        def texts(split: str) -> list[str]:
-            return [" ".join(text.split()[: entrant.get("words")]) for text in examples[split]["text"]]
+        def read(split: str) -> Any:
+            texts = examples[split]["text"]
+            if entrant.get("frozen", False):
+                return self.states(name, seed, list(texts))
+            return [" ".join(text.split()[: entrant.get("words")]) for text in texts]
 
-        model = make_pipeline(TfidfVectorizer(**{"sublinear_tf": True} | options), LinearSVC(C=rate))
-        return model.fit(texts("train"), examples["train"]["label"]), texts
+        model = of_states(rate) if entrant.get("frozen", False) else of_words(entrant, rate)
+        return model.fit(read("train"), examples["train"]["label"]), read
 
-    def train_baseline(self, rate: float, seed: int, name: str) -> dict[str, Any]:
+    def train_linear(self, rate: float, seed: int, name: str) -> dict[str, Any]:
         """As `train`."""
         examples, start = self.experiment.examples(self.experiment.part(seed)), time.process_time()
-        model, texts = self.baseline(rate, seed, name)
+        model, read = self.linear(rate, seed, name)
         seconds = time.process_time() - start
-        said = model.predict(texts("validation"))
+        said = model.predict(read("validation"))
         scores = self.experiment.measure(said, np.array(examples["validation"]["label"]))
         return {
             "validation": scores[self.experiment.metric],
@@ -219,9 +233,9 @@ class Comparison(Entrants):
         experiment, entrant = self.experiment, self.spec.entrants[name]
         part = experiment.part(seed)
         sort: list[dict[str, float]] = []
-        if "baseline" in entrant:
-            model, texts = self.baseline(rate, seed, name)
-            rows, said = None, model.predict(texts("test"))
+        if is_linear(entrant):
+            model, read = self.linear(rate, seed, name)
+            rows, said = None, model.predict(read("test"))
             right: Any = np.array(experiment.examples(part)["test"]["label"])
         else:
             folder = self.folder / slug(entrant.get("trained_as", name)) / f"seed-{seed}" / f"rate-{rate:g}"
@@ -246,7 +260,7 @@ class Comparison(Entrants):
     def result(self, name: str, seed: int, rates: list[float]) -> dict[str, Any]:
         """The cells of an entrant and a seed, of which the best on the validation split is tested, once."""
         folder = self.folder / slug(name) / f"seed-{seed}"
-        training = {} if "baseline" in self.spec.entrants[name] else self.training
+        training = {} if is_linear(self.spec.entrants[name]) else self.training
         settings = json.loads(json.dumps(self.settings(name) | {"rates": rates, "training": training}))
         run = {"command": COMMAND, "settings": settings}
         if (folder / RECORD).exists():
@@ -306,7 +320,7 @@ def recorded_results(path: Path, spec: ComparisonSpec) -> dict[tuple[str, int], 
     def is_same(name: str) -> bool:
         if name not in spec.entrants or name not in earlier.entrants:
             return False
-        trained = [] if "baseline" in spec.entrants[name] else ["learning_rates", "training"]
+        trained = [] if is_linear(spec.entrants[name]) else ["learning_rates", "training"]
         same = [(settings(x, name), *(getattr(x, field) for field in trained)) for x in (earlier, spec)]
         return same[0] == same[1]
 

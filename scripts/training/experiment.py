@@ -39,7 +39,9 @@ class Experiment(ABC):
 
     def examples(self, part: int) -> dict[str, Dataset]:
         """The documents of the three splits, with their labels."""
-        raise ValueError("baseline=tfidf classifies texts: leave it out, since the sequences of this task have none")
+        raise ValueError(
+            "baseline and frozen classify texts: leave them out, since the sequences of this task have none"
+        )
 
     def texts(self, part: int) -> Iterator[str]:
         """What a tokenizer is trained on; nothing where a task has ids of its own."""

@@ -260,6 +260,31 @@ def test_a_comparison_starts_from_the_models_of_another_or_converts_a_checkpoint
     assert [x["entrant"] for x in run(tmp_path / "after", spec)] == list(entrants_after)
 
 
+def test_a_linear_classifier_reads_a_frozen_model(texts, tmp_path):
+    checkpoint = tmp_path / "bert"
+    BertModel(BertConfig(vocab_size=261, max_position_embeddings=32, **SIZES)).save_pretrained(checkpoint)
+    byte_tokenizer(32).save_pretrained(checkpoint)
+    frozen = {"checkpoint": str(checkpoint), "frozen": True, "learning_rates": [10], "max_length": 30}
+    spec = SPEC | {
+        "task": {"name": "classification", "source": "reviews", "validation_size": 10},
+        "max_length": 32,
+        "against": None,
+        "entrants": {"BERT": frozen, "converted": frozen | {"convert": "sinkhorn", "block_size": 8}},
+    }
+    results = run(tmp_path, spec)
+    assert [x["entrant"] for x in results] == ["BERT", "converted"] * 2
+    assert min(x["test"]["accuracy"] for x in results) > 0.7
+    cells = comparison.Comparison(read_spec(spec), tmp_path / "cells", None)
+    (state,) = cells.states("BERT", 0, [TEXTS[0]])
+    model, tokenizer = cells.model("BERT", 0, cells.tokenizer(0)).base_model.eval(), cells.tokenizer(0)
+    with torch.no_grad():
+        layers = model(
+            **tokenizer(TEXTS[0], truncation=True, max_length=30, return_tensors="pt"), output_hidden_states=True
+        )
+    expected = torch.cat([layer[0].mean(0) for layer in layers.hidden_states])
+    torch.testing.assert_close(torch.from_numpy(state), expected)
+
+
 def test_a_trained_sort_is_served_hard_and_its_distance_from_a_permutation_told(tmp_path):
     entrants = {
         "soft": {"model_type": "sinkhorn", "block_size": 4},
