@@ -123,10 +123,12 @@ class Choice(NamedTuple):
         """`S X` without the products by 0: X, (R, H, n, w) -> (R, H, n m, w)."""
         if self.index is None:
             return self.weights.to(tensor.dtype) @ tensor
-        row, head = (torch.arange(count, device=tensor.device) for count in tensor.shape[:2])
+        count, heads, n, width = tensor.shape
+        first = n * torch.arange(count * heads, device=tensor.device).view(count, heads, 1, 1)
         # a row of fewer than k blocks chooses some that it does not have, with weight 0
-        index = self.index.clamp(max=tensor.shape[2] - 1)
-        found = tensor[row[:, None, None, None], head[:, None, None], index]  # (R, H, n m, k, w)
+        index = first + self.index.clamp(max=n - 1)
+        # several times as fast as tensor[row, head, index]
+        found = tensor.flatten(0, 2).index_select(0, index.flatten()).view(*index.shape, width)  # (R, H, n m, k, w)
         return (self.weights.to(tensor.dtype)[..., None, :] @ found).squeeze(-2)
 
     def arrived_mass(self, valid: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """
 Serve causal language models over HTTP, by Transformers' own server.
 
-    pip install 'synkhorn[serve]'
+    pip install 'transformers[serving]'
     synkhorn serve my-model --port 8000
     transformers chat my-model http://localhost:8000
 
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not is_serve_available() and not {"-h", "--help"} & set(arguments):
         raise ModuleNotFoundError(
             "synkhorn serve runs Transformers' server, some of whose packages (fastapi, openai, pydantic, uvicorn) are "
-            "not installed: pip install 'synkhorn[serve]'"
+            "not installed: pip install 'transformers[serving]'"
         )
     # the server looks there for the class that a checkpoint names
     for family in synkhorn.FAMILIES.values():

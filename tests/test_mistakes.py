@@ -25,9 +25,10 @@ MISTAKES = {
     # options
     f"{TUNE} --train_file reviews.csv": "did you mean --train_files?",
     f"{DATA} --learning_rat 1e-3": "did you mean --learning_rate?",
-    f"{DATA} --learning_rate fast": "give a number such as 0.001",
+    f"{DATA} --learning_rate fast": "give a number, such as 3 or 0.001",
     f"{DATA} --max_length long": "give a whole number",
     f"{DATA} --max_length 0": "max_length=0 must be at least 1",
+    f"{DATA} --learning_rate -1": "--learning_rate -1.0 must be above 0",
     f"{DATA} --family sinkhron": "did you mean sinkhorn?",
     f"{DATA} --bf16 maybe": "'maybe' is not true, false or auto",
     "convert checkpoint --to sinkhorn": "the following arguments are required: --output_dir",
@@ -46,6 +47,11 @@ MISTAKES = {
     f"{TUNE} --train_files broken.jsonl": "line 1, is not valid JSON",
     f"{TUNE} --train_files list.json": 'each row must be an object such as {"text": "a"}',
     f"{TUNE} --train_files latin.csv": "is not UTF-8 text: save it as UTF-8",
+    f"{TUNE} --train_files semicolons.csv": "has semicolons between its fields: save it with commas",
+    f"{TUNE} --train_files gap.csv": "gap.csv, line 4, has nothing in column 'text': fill it in, or remove the row",
+    f"{TUNE} --train_files one-class.csv": "has the class 'good' only in column 'label': a classifier needs two",
+    f"{TUNE} --train_files gap.csv --text_column label --label_column text": "line 4, has nothing",
+    f"{TUNE} --train_files three.csv --text_column label --label_column text": "another class in each of its 3 rows",
     # columns
     f"{TUNE} --train_files reviews.csv": "has no column 'text', only review, stars: give --text_column review",
     f"{TUNE} --train_files reviews.csv --text_column review": "has no column 'label'",
@@ -79,6 +85,10 @@ def folder(tmp_path, monkeypatch) -> Path:
     Path("empty.csv").touch()
     Path("header.csv").write_text("review,stars\n")
     Path("latin.csv").write_bytes("text,label\ncafé,1\n".encode("latin-1"))
+    Path("semicolons.csv").write_text("text;label\nA film;good\n")
+    Path("gap.csv").write_text('text,label\n"A fine\nfilm",good\n"",bad\n')
+    Path("one-class.csv").write_text("text,label\nA film,good\nA play,good\n")
+    Path("three.csv").write_text("text,label\nA film,good\nA play,good\nA song,bad\n")
     Path("broken.jsonl").write_text('{"text": "a"\n')
     Path("list.json").write_text('["a", "b"]')
     Path("numbers.jsonl").write_text('{"number": 7, "body": "A text", "label": "a"}\n')
@@ -137,7 +147,11 @@ def test_a_full_or_closed_disk_is_said_first(folder, capsys, monkeypatch):
             RuntimeError("CUDA out of memory"),
             "synkhorn finetune: error: RuntimeError: CUDA out of memory (see --debug)",
         ),
-        (KeyboardInterrupt(), "synkhorn finetune: error: interrupted; the same command resumes it"),
+        (
+            KeyboardInterrupt(),
+            "synkhorn finetune: error: interrupted; the same command goes on from the last checkpoint, or "
+            "starts again if there is none yet",
+        ),
     ],
 )
 def test_what_fails_later_is_one_line_too_and_a_trace_where_it_is_asked_for(error, line, folder, capsys, monkeypatch):

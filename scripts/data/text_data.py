@@ -135,7 +135,10 @@ def read_files(files: dict[str, list[str]], streaming: bool, sample_by: str) -> 
     if kind == "folder":
         folders = {split: Dataset.from_list(rows_of_folders(paths)) for split, paths in files.items()}
         return as_stream(folders) if streaming else DatasetDict(folders)
-    options = {"sample_by": sample_by} if kind == "text" else {}
+    options: dict[str, Any] = {"sample_by": sample_by} if kind == "text" else {}
+    if kind == "csv":
+        # texts and labels such as "None" and "NA" are what they are
+        options = {"keep_default_na": False, "na_values": [""]}
     try:
         return load_dataset(kind, data_files=files, streaming=streaming, **options)
     except (ValueError, DatasetGenerationError) as error:

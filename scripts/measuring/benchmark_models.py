@@ -232,7 +232,7 @@ def base_model(name: str, sizes: Sizes) -> tuple[nn.Module, Callable[[torch.Tens
     variant = name.removesuffix(CAUSAL)
     if variant in LUCIDRAINS:
         if find_spec(OTHER_PACKAGE) is None:
-            raise ModuleNotFoundError("sinkhorn-transformer is not installed: pip install 'synkhorn[benchmark]'")
+            raise ModuleNotFoundError("sinkhorn-transformer is not installed: pip install sinkhorn-transformer")
         from sinkhorn_transformer import SinkhornTransformerLM
 
         model = SinkhornTransformerLM(

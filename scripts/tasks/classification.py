@@ -69,11 +69,13 @@ class Classification(FinetuneTask):
             labels = label_names(column, feature.feature, chain.from_iterable(train[column]))
         else:
             labels = label_names(column, feature, train[column])
+            check_classes(column, labels, len(train))
         return label_fields(labels) | {"problem_type": problem}
 
     def prepare(self, examples: Dataset, split: str, num_proc: int | None = None) -> Dataset:
         self.problem = problem_of(self.arguments, examples)
         self.best_metric = {ONE_CLASS: "accuracy", CLASSES: "micro_f1", NUMBER: "r2"}[self.problem]
+        self.guess = {ONE_CLASS: "majority class", CLASSES: "most frequent classes", NUMBER: "mean"}[self.problem]
         self.label_feature = examples.features[self.arguments.label_column]
         return super().prepare(examples, split, num_proc)
 
@@ -147,6 +149,19 @@ class Classification(FinetuneTask):
         if isinstance(references[0], float):
             return regression_scores(predictions, references)
         return classification_scores(predictions, references)
+
+
+def check_classes(column: str, labels: Sequence[str], rows: int) -> None:
+    """Raise a `ValueError` unless there are classes to tell apart, and rows to learn them from."""
+    if len(labels) < 2:
+        raise ValueError(
+            f"column {column!r} has the class {', '.join(labels)} only: a classifier needs two. Give rows of another "
+            "class, or another --label_column"
+        )
+    if len(labels) == rows > 2:
+        raise ValueError(
+            f"column {column!r} has another label in each of {rows:,} training rows: is --label_column the right one?"
+        )
 
 
 def number_row(logits: np.ndarray, target: float) -> Row:

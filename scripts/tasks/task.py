@@ -12,6 +12,8 @@ from ..measuring.metrics import Scores
 from .trainer import FinetuneTrainer
 
 Row = dict[str, Any]
+# classes that a message names
+MOST_LISTED = 20
 
 
 class Task(ABC):
@@ -34,7 +36,10 @@ class Task(ABC):
     defaults: ClassVar[dict[str, Any]] = {}
     # draws of the bootstrap that do not take too long
     most_resamples: ClassVar[int] = 10**9
-    cut_notice: ClassVar[str] = "documents have more tokens than the model reads; the rest of each is cut off"
+    cut_notice: ClassVar[str] = (
+        "documents have more than the {0.max_length:,} tokens that the model reads; the rest of each is cut off "
+        "(--max_length)"
+    )
 
     def __init__(
         self, arguments: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: list[str] | None = None
@@ -60,12 +65,12 @@ class Task(ABC):
     def check_texts(cls, arguments: Any, splits: Mapping[str, Dataset]) -> None:
         """Raise a `ValueError` if anything but a text stands where a text must."""
         for split, examples in splits.items():
-            for text in cls.texts(arguments, examples):
-                if not isinstance(text, str):
-                    raise ValueError(
-                        f"the split {split} has {text!r} where there must be a text: name other columns than "
-                        f"{cls.columns(arguments)}, or remove the rows without one"
-                    )
+            wrong = [text for text in cls.texts(arguments, examples) if not isinstance(text, str)]
+            if wrong:
+                raise ValueError(
+                    f"the split {split} has {wrong[0]!r} where there must be a text, {len(wrong):,} times (None: the "
+                    f"field is empty): name other columns than {cls.columns(arguments)}, or remove these rows"
+                )
 
     @abstractmethod
     def encode(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
@@ -103,7 +108,7 @@ class Task(ABC):
         cut = len({example for example, was_cut in zip(inputs["example"], inputs["cut"], strict=True) if was_cut})
         if cut:
             share = f"{cut:,} of {len(examples):,} ({cut / len(examples):.0%})"
-            print(f"{split}: {share} {self.cut_notice} (--max_length {self.max_length})", flush=True)
+            print(f"{split}: {share} {self.cut_notice.format(self)}", flush=True)
         return inputs.remove_columns("cut")
 
 
@@ -114,6 +119,8 @@ class FinetuneTask(Task):
     pipeline_tag: ClassVar[str]
     # the metric that chooses the best checkpoint; more is better
     best_metric: str
+    # the one answer of `baseline`
+    guess: str = "majority class"
     # whether a document's tokens beyond the maximal length are lost
     cuts_documents: ClassVar[bool] = True
 
@@ -158,7 +165,10 @@ def label_names(column: str, feature: Any, values: Iterable) -> list[str]:
     found = set(values)
     for value in found:
         if not isinstance(value, (str, int)):
-            raise ValueError(f"the label {value!r} in column {column!r} must be text or a whole number")
+            raise ValueError(
+                f"the label {value!r} in column {column!r} must be text or a whole number (None: the field is empty): "
+                "remove the rows without one"
+            )
     return [str(value) for value in sorted(found, key=lambda value: (isinstance(value, str), value))]
 
 
@@ -180,7 +190,11 @@ def label_ids(column: str, feature: Any, values: Sequence, labels: Sequence[str]
     ids = {name: index for index, name in enumerate(labels)}
     for value in values:
         if str(value) not in ids:
-            raise ValueError(f"the label {value!r} in column {column!r} is unknown: the classes are {list(labels)}")
+            listed = f"{', '.join(labels[:MOST_LISTED])}{', ...' if len(labels) > MOST_LISTED else ''}"
+            raise ValueError(
+                f"the label {value!r:.60} in column {column!r} is unknown: the classes of the training rows are "
+                f"{listed}"
+            )
     return [ids[str(value)] for value in values]
 
 

@@ -87,6 +87,7 @@ class Comparison(Entrants):
         super().__init__(spec, folder, data_dir)
         # entrant -> text -> what its frozen model makes of it
         self.known_states: dict[str, dict[str, np.ndarray]] = {}
+        self.seconds_of_text: dict[str, float] = {}
 
     def training_of(self, name: str) -> dict[str, Any]:
         """The Trainer's arguments of an entrant, but for those that differ between its cells."""
@@ -193,12 +194,14 @@ class Comparison(Entrants):
     def states(self, name: str, seed: int, texts: list[str]) -> np.ndarray:
         """`mean_states` of an entrant's model, each text's once."""
         known = self.known_states.setdefault(name, {})
+        start = time.process_time()
         if missing := [text for text in dict.fromkeys(texts) if text not in known]:
             tokenizer = self.tokenizer(self.experiment.part(seed))
             model = self.model(name, seed, tokenizer).to(device_type())
             batch_size = self.training_of(name)["per_device_eval_batch_size"]
             found = mean_states(model, tokenizer, missing, self.max_length(name), batch_size)
             known |= dict(zip(missing, found, strict=True))
+            self.seconds_of_text[name] = (time.process_time() - start) / len(missing)
         return np.stack([known[text] for text in texts])
 
     def linear(self, rate: float, seed: int, name: str) -> tuple[Any, Any]:
@@ -216,9 +219,13 @@ class Comparison(Entrants):
 
     def train_linear(self, rate: float, seed: int, name: str) -> dict[str, Any]:
         """As `train`."""
-        examples, start = self.experiment.examples(self.experiment.part(seed)), time.process_time()
+        examples = self.experiment.examples(self.experiment.part(seed))
+        if self.spec.entrants[name].get("frozen", False):
+            self.states(name, seed, list(examples["train"]["text"]))
+        start = time.process_time()
         model, read = self.linear(rate, seed, name)
-        seconds = time.process_time() - start
+        # a frozen model reads a text once, and not again with each rate
+        seconds = time.process_time() - start + self.seconds_of_text.get(name, 0) * len(examples["train"])
         said = model.predict(read("validation"))
         scores = self.experiment.measure(said, np.array(examples["validation"]["label"]))
         return {

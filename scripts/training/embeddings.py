@@ -73,7 +73,7 @@ def finetune_embeddings(
     if data.streaming:
         raise ValueError("streaming=True: fine-tuning reads its data several times; leave --streaming out")
     if find_spec("sentence_transformers") is None:
-        raise ModuleNotFoundError("sentence-transformers is not installed: pip install 'synkhorn[embeddings]'")
+        raise ModuleNotFoundError("sentence-transformers is not installed: pip install sentence-transformers")
     from sentence_transformers import (
         SentenceTransformer,
         SentenceTransformerTrainer,
@@ -144,5 +144,5 @@ def finetune_embeddings(
         finish(trainer, results, DEFAULTS)
     use = f'SentenceTransformer("{training.output_dir}", trust_remote_code=True).encode(["A text."])'
     where = f"{len(pairs[split]):,} {'test' if split == 'test' else 'held-out'} pairs"
-    say(training, summary(where, results, {}, training.output_dir, f"Use it: {use}"))
+    say(training, summary(where, results, {}, "", training.output_dir, f"Use it: {use}"))
     return results

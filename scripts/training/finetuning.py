@@ -1,8 +1,9 @@
 """Fine-tuning on a task, from a checkpoint or from scratch."""
 
 import json
+import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from statistics import quantiles
@@ -46,8 +47,11 @@ from .runs import (
 OF_THE_TASK = "the task's own"
 DEFAULTS: dict[str, Any] = {
     "output_dir": "runs/finetune",
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
+    # five times, so that one long epoch has checkpoints too
+    "eval_strategy": "steps",
+    "eval_steps": 0.2,
+    "save_strategy": "steps",
+    "save_steps": 0.2,
     "save_total_limit": 1,
     "load_best_model_at_end": True,
     "metric_for_best_model": OF_THE_TASK,
@@ -164,8 +168,12 @@ def card_texts(
         | ({"test": f"{sizes['test']:,} rows for test"} if "test" in sizes else {}),
         "summary": f"A model for {task.pipeline_tag.replace('-', ' ')}, trained {origin}.",
         "training": f"Trained on {sizes['train']:,} examples." + (kept if training.load_best_model_at_end else ""),
-        "limits": f"It has seen {sizes['train']:,} training examples, and reads {task.max_length:,} tokens at a time"
-        + ("; longer documents are cut off." if task.cuts_documents else ", in windows."),
+        "limits": f"It has seen {sizes['train']:,} training examples, and reads "
+        + (
+            f"the first {task.max_length:,} tokens of a document; the rest is cut off."
+            if task.cuts_documents
+            else f"{task.max_length:,} tokens at a time, in windows."
+        ),
         **described(data),
     }
 
@@ -218,11 +226,11 @@ def finetune(
     sizes = {split: len(splits[split]) for split in SPLITS if split in splits}
     say(training, "Data: " + ", ".join(f"{split} {size:,}" for split, size in sizes.items()) + " rows")
     set_seed(training.seed)
-    texts = kind.texts(task_arguments, splits["train"])
+    texts = list(kind.texts(task_arguments, splits["train"]))
     max_length = finetuning.max_length or default_length(model_arguments)
     tokenizer = load_tokenizer(model_arguments, texts, max_length or LENGTHS[-1], checkpoint=checkpoint)
     if max_length is None:
-        max_length = length_for(kind.texts(task_arguments, splits["train"]), tokenizer)
+        max_length = length_for(texts, tokenizer)
     if start is None and isinstance(task_arguments, Seq2SeqArguments):
         model = new_encoder_decoder(model_arguments, task_arguments, tokenizer, max_length)
     else:
@@ -245,6 +253,7 @@ def finetune(
         command=command,
         classes=classes,
         baseline={texts_of_card["splits"]["test" if split == "test" else "eval"]: baseline},
+        guess=task.guess,
         **texts_of_card,
     )
     trainer = kind.trainer_class(
@@ -270,6 +279,12 @@ def finetune(
         results = task.measure(measure.rows)
         finish(trainer, results, DEFAULTS | kind.defaults)
     where = f"{sizes[split]:,} {'test' if split == 'test' else 'held-out'} rows"
-    next_command = f"synkhorn evaluate {name} --model_name_or_path {training.output_dir} --test_files ..."
-    say(training, summary(where, results, baseline, training.output_dir, f"Measure it on other rows: {next_command}"))
+    columns = "".join(
+        f" --{entry.name} {shlex.quote(getattr(task_arguments, entry.name))}"
+        for entry in fields(task_arguments)
+        if entry.name.endswith("_column") and getattr(task_arguments, entry.name) not in (None, entry.default)
+    )
+    next_command = f"synkhorn evaluate {name} --model_name_or_path {training.output_dir} --test_files ...{columns}"
+    following = f"Measure it on other rows: {next_command}"
+    say(training, summary(where, results, baseline, task.guess, training.output_dir, following))
     return results

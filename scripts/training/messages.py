@@ -35,10 +35,12 @@ def choose(training: TrainingArguments, rows: int, is_new: bool) -> None:
     if isinstance(training.num_train_epochs, Chosen):
         steps, most = (NEW_STEPS, NEW_EPOCHS) if is_new else (PRETRAINED_STEPS, PRETRAINED_EPOCHS)
         training.num_train_epochs = float(min(most, max(1, math.ceil(steps / in_epoch))))
-    steps = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * in_epoch)
+    is_cut = training.max_steps > 0
+    steps = training.max_steps if is_cut else math.ceil(training.num_train_epochs * in_epoch)
     say(
         training,
-        f"Training: {steps:,} steps of {batch} rows ({steps / in_epoch:.3g} epochs; --num_train_epochs), learning rate "
+        f"Training: {steps:,} steps of {batch} rows ({steps / in_epoch:.3g} epochs; "
+        f"{'--max_steps' if is_cut else '--num_train_epochs'}), learning rate "
         f"{training.learning_rate:g} (--learning_rate), "
         + ("suited to a new model" if is_new else "suited to a pre-trained model")
         + f", on {training.device.type}",
@@ -66,10 +68,10 @@ def describe_labels(labels: Sequence[Any]) -> str:
     return listed + (f" and {len(counts) - MOST_CLASSES} more" if len(counts) > MOST_CLASSES else "")
 
 
-def summary(where: str, results: Scores, baseline: Scores, folder: str, following: str) -> str:
-    """The last message of a training: the metrics, the folder, and the next command."""
+def summary(where: str, results: Scores, baseline: Scores, guess: str, folder: str, following: str) -> str:
+    """The last message of a training: the metrics, beside those of a guess, the folder, and the next command."""
     width = max(map(len, results))
-    head = f"{'':<{width}}  {'model':>8}" + ("  majority class or mean" if baseline else "")
+    head = f"{'':<{width}}  {'model':>8}" + (f"  {guess}" if baseline else "")
     rows = [
         f"{name:<{width}}  {value:>8.4f}" + (f"  {baseline[name]:>8.4f}" if name in baseline else "")
         for name, value in results.items()

@@ -43,7 +43,8 @@ class CardTexts(NamedTuple):
     command: the command line.
     license: that of the weights, where their author has chosen one.
     classes: the classes of the training data with their counts.
-    baseline: split -> metric -> value of always answering with the majority class, or the mean.
+    baseline: split -> metric -> value of always giving one answer.
+    guess: which answer that is, such as the majority class.
     """
 
     pipeline_tag: str
@@ -59,6 +60,7 @@ class CardTexts(NamedTuple):
     license: str | None = None
     classes: str = ""
     baseline: Mapping[str, Mapping[str, float]] = {}
+    guess: str = "guess"
 
 
 def command_line(command: str, arguments: list[str]) -> str:
@@ -110,7 +112,7 @@ def write_model_card(
         model_name=model_name,
         eval_results=results or None,
     )
-    table = ["| metric | model | majority class or mean | measured on |", "|---|---:|---:|---|"]
+    table = [f"| metric | model | {texts.guess} | measured on |", "|---|---:|---:|---|"]
     for result in results:
         baseline = texts.baseline.get(result.dataset_split, {}).get(result.metric_type)
         table.append(

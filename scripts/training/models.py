@@ -92,9 +92,12 @@ def load_tokenizer(
     if name == TRAIN:
         trained = None
         if PartialState().is_main_process:
-            print(f"Training a tokenizer of {arguments.vocab_size:,} tokens on the texts (--vocab_size)", flush=True)
-            bar = tqdm(texts, desc="Reading texts", leave=False)
-            trained = synkhorn.train_tokenizer(bar, arguments.vocab_size, max_length, is_causal)
+            print(
+                f"Training a tokenizer of at most {arguments.vocab_size:,} tokens on the texts (--vocab_size)",
+                flush=True,
+            )
+            bar = tqdm(texts, desc="Reading texts", unit=" texts", leave=False)
+            trained = synkhorn.train_tokenizer(bar, arguments.vocab_size, max_length, is_causal, show_progress=False)
         return broadcast_object_list([trained])[0]
     tokenizer = AutoTokenizer.from_pretrained(
         name,

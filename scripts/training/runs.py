@@ -81,12 +81,17 @@ def checkpoint_to_resume(command: str, training: TrainingArguments, settings: di
             raise FileExistsError(
                 f"output_dir={str(folder)!r} exists, and is not a run of {command}: choose a new folder, or remove it"
             )
+        if record.exists() and earlier is None and named is None and training.should_save:
+            print(f"{folder}: an earlier run wrote no checkpoint yet, so it starts from the beginning", flush=True)
         if training.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             remove_incomplete_checkpoints(folder)
             if earlier is None or named is not None:
                 write_whole(record, json.dumps(run, indent=2) + "\n")
-    return named or get_last_checkpoint(folder)
+    found = named or get_last_checkpoint(folder)
+    if found is not None and training.should_save and "results" not in (earlier or {}):
+        print(f"Goes on from {found}", flush=True)
+    return found
 
 
 def train_to_the_end(trainer: Trainer, checkpoint: str | None) -> None:
@@ -136,7 +141,10 @@ def finish(trainer: Trainer, results: dict[str, float], defaults: dict[str, Any]
     folder = Path(training.output_dir)
     record = folder / RECORD
     run = json.loads(record.read_text(encoding="utf-8"))
-    write_whole(record, json.dumps(run | {"results": results}, indent=2) + "\n")
+    # what was chosen for arguments that nobody gave, and the steps taken
+    chosen = {"learning_rate": training.learning_rate, "num_train_epochs": training.num_train_epochs}
+    run |= {"chosen": chosen | {"steps": trainer.state.global_step}, "results": results}
+    write_whole(record, json.dumps(run, indent=2) + "\n")
     (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
     own = {entry.name: entry.default for entry in fields(TrainingArguments)} | defaults
     if all(getattr(training, name) == own[name] for name in ("save_strategy", "save_steps", "save_total_limit")):
@@ -159,11 +167,15 @@ def check_same_run(folder: Path, earlier: dict, now: dict, named: str | None) ->
     before, after = earlier["settings"], now["settings"]
     differing = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     if differing and named is None:
-        raise FileExistsError(
-            f"output_dir={str(folder)!r} holds a run with other arguments: "
-            + ", ".join(f"{name} {before.get(name)!r}, now {after.get(name)!r}" for name in differing)
-            + ". Repeat them to go on with it, name one of its checkpoints by --resume_from_checkpoint to go on "
+        go_on = (
+            "Repeat them to go on with it, name one of its checkpoints by --resume_from_checkpoint to go on "
             "differently, choose a new folder, or remove it"
+        )
+        raise FileExistsError(
+            f"output_dir={str(folder)!r} holds a {'finished run' if 'results' in earlier else 'run'} with other "
+            "arguments: "
+            + ", ".join(f"{name} {before.get(name)!r}, now {after.get(name)!r}" for name in differing)
+            + f". {'Choose a new folder, or remove it' if 'results' in earlier else go_on}"
         )
 
 

@@ -156,7 +156,11 @@ def main(arguments: list[str] | None = None) -> None:
 
         cli.main([command, *rest])
     except KeyboardInterrupt:
-        resume = "; the same command resumes it" if command in ("pretrain", "finetune") else ""
+        resume = (
+            "; the same command goes on from the last checkpoint, or starts again if there is none yet"
+            if command in ("pretrain", "finetune")
+            else ""
+        )
         fail(program, f"interrupted{resume}")
     except Exception as error:
         if debug:

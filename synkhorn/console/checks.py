@@ -15,8 +15,11 @@ READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".p
 SPLITS = ("train", "validation", "test")
 CONFIG_NAME = "config.json"
 LEAST_SPACE = 2**26
-# beyond it a .json file is not read twice
-MOST_JSON = 2**25
+ABOVE_ZERO = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size")
+# what some programs write between the fields of a line
+SEPARATORS = {";": "semicolons", "\t": "tabs"}
+# beyond it a .json or .csv file is not read twice
+MOST_BYTES = 2**25
 
 
 def check(command: str, values: dict[str, Any]) -> None:
@@ -32,6 +35,9 @@ def check(command: str, values: dict[str, Any]) -> None:
             check_checkpoint(name, values[name])
     if values.get("tokenizer_name") not in (None, "bytes", "train"):
         check_path("tokenizer_name", values["tokenizer_name"])
+    for name in ABOVE_ZERO:
+        if isinstance(values.get(name), (int, float)) and values[name] <= 0:
+            raise ValueError(f"--{name} {values[name]} must be above 0")
     check_config(values)
     check_output(command, values)
     for name in ("prompt_file", "file", "lm_eval_include"):
@@ -170,6 +176,7 @@ def check_data(values: dict[str, Any], needed: str) -> None:
         for path in map(Path, paths):
             check_file(f"--{split}_files", path)
             check_columns(f"--{split}_files", path, values)
+            check_cells(f"--{split}_files", path, values)
 
 
 def check_dataset(dataset: str) -> None:
@@ -216,7 +223,7 @@ def first_row(option: str, path: Path) -> dict[str, Any] | None:
             number, line = next(((n, line) for n, line in enumerate(lines, 1) if line.strip()), (0, ""))
         if path.suffix == ".jsonl":
             row = json.loads(line)
-        elif path.stat().st_size > MOST_JSON:
+        elif path.stat().st_size > MOST_BYTES:
             return None
         else:
             found = json.loads(path.read_text(encoding="utf-8-sig")) if line.lstrip().startswith("[") else None
@@ -244,6 +251,9 @@ def check_columns(option: str, path: Path, values: dict[str, Any]) -> None:
         for column in (value if isinstance(value, list) else [value])
     }
     asked = {column for name, column in named.items()}
+    for separator, many in SEPARATORS.items():
+        if path.suffix == ".csv" and len(row) == 1 and separator in next(iter(row)):
+            raise ValueError(f"{option} {path} has {many} between its fields: save it with commas")
     for name, column in named.items():
         if column not in row:
             raise ValueError(
@@ -254,6 +264,43 @@ def check_columns(option: str, path: Path, values: dict[str, Any]) -> None:
         if name in ("text_column", "text_pair_column", "context_column") and not isinstance(text, (str, type(None))):
             others = {key: value for key, value in row.items() if isinstance(value, str)}
             raise ValueError(f"--{name} {column} holds {text!r}, not a text" + remedy(name, column, others))
+
+
+def check_cells(option: str, path: Path, values: dict[str, Any]) -> None:
+    """The texts and classes of a CSV file that is soon read: that none is missing, and that the classes are some."""
+    columns = [values[name] for name in ("text_column", "label_column") if values.get(name) is not None]
+    if path.suffix != ".csv" or path.stat().st_size > MOST_BYTES or not columns:
+        return
+    labels = []
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        rows = csv.DictReader(lines)
+        for row in rows:
+            for column in columns:
+                if not row[column]:
+                    raise ValueError(
+                        f"{option} {path}, line {rows.line_num}, has nothing in column {column!r}: fill it in, or "
+                        "remove the row"
+                    )
+            labels.append(row[columns[-1]])
+    if option != "--train_files" or len(values["train_files"]) > 1 or values.get("label_column") is None:
+        return
+    if len(set(labels)) == 1:
+        raise ValueError(
+            f"{option} {path} has the class {labels[0]!r} only in column {columns[-1]!r}: a classifier needs two"
+        )
+    if len(set(labels)) == len(labels) > 2 and not all(is_number(label) for label in labels):
+        raise ValueError(
+            f"{option} {path} has another class in each of its {len(labels):,} rows in column {columns[-1]!r}: give "
+            "--label_column with the name of the column that holds the class"
+        )
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def remedy(name: str, column: str, free: dict[str, Any]) -> str:

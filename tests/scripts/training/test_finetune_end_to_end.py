@@ -253,7 +253,7 @@ def test_bad_input_is_an_error_that_says_what_to_do(tmp_path):
     # none of these errors blocks the folder, or leaves a model in it
     assert {path.name for path in output.iterdir()} == {"run.json"}
     finetune.main([*call, "--max_steps", "1"])
-    assert "holds a run with other arguments: max_steps 1, now 2" in error_of([*call, "--max_steps", "2"])
+    assert "holds a finished run with other arguments: max_steps 1, now 2" in error_of([*call, "--max_steps", "2"])
     choices = ["multiple-choice", *call[1:]]
     assert "holds a run of finetune classification: choose a new folder" in error_of(choices)
 
@@ -286,7 +286,7 @@ def test_documents_longer_than_the_model_are_counted(tmp_path, capsys):
     call = ["classification", *data, *from_scratch("sinkhorn"), "--output_dir", str(tmp_path / "model")]
     finetune.main([*call, "--max_steps", "1"])
     printed = capsys.readouterr().out
-    assert "validation: 2 of 24 (8%) documents have more tokens than the model reads; the rest of each" in printed
+    assert "validation: 2 of 24 (8%) documents have more than the 48 tokens that the model reads; the rest" in printed
     assert "test:" not in printed
 
 
