@@ -144,5 +144,5 @@ def finetune_embeddings(
         finish(trainer, results, DEFAULTS)
     use = f'SentenceTransformer("{training.output_dir}", trust_remote_code=True).encode(["A text."])'
     where = f"{len(pairs[split]):,} {'test' if split == 'test' else 'held-out'} pairs"
-    say(training, summary(where, results, {}, "", training.output_dir, f"Use it: {use}"))
+    say(training, summary(where, results, training.output_dir, f"Use it: {use}"))
     return results

@@ -286,5 +286,5 @@ def finetune(
     )
     next_command = f"synkhorn evaluate {name} --model_name_or_path {training.output_dir} --test_files ...{columns}"
     following = f"Measure it on other rows: {next_command}"
-    say(training, summary(where, results, baseline, task.guess, training.output_dir, following))
+    say(training, summary(where, results, training.output_dir, following, baseline, task.guess))
     return results

@@ -68,12 +68,14 @@ def describe_labels(labels: Sequence[Any]) -> str:
     return listed + (f" and {len(counts) - MOST_CLASSES} more" if len(counts) > MOST_CLASSES else "")
 
 
-def summary(where: str, results: Scores, baseline: Scores, guess: str, folder: str, following: str) -> str:
+def summary(
+    where: str, results: Scores, folder: str, following: str, baseline: Scores | None = None, guess: str = ""
+) -> str:
     """The last message of a training: the metrics, beside those of a guess, the folder, and the next command."""
     width = max(map(len, results))
     head = f"{'':<{width}}  {'model':>8}" + (f"  {guess}" if baseline else "")
     rows = [
-        f"{name:<{width}}  {value:>8.4f}" + (f"  {baseline[name]:>8.4f}" if name in baseline else "")
+        f"{name:<{width}}  {value:>8.4f}" + (f"  {baseline[name]:>8.4f}" if baseline and name in baseline else "")
         for name, value in results.items()
     ]
     lines = ["", f"Measured on {where}:", head, *rows, "", f"Everything is in {folder} (card: README.md).", following]

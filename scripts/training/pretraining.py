@@ -248,5 +248,5 @@ def pretrain(
     following = f"Train it on a task: synkhorn finetune classification --model_name_or_path {training.output_dir} ..."
     if own.objective == "clm":
         following = f'Let it write: synkhorn generate {training.output_dir} --prompt "Once upon a time"'
-    say(training, summary("the held-out texts", measured, {}, training.output_dir, following))
+    say(training, summary("the held-out texts", measured, training.output_dir, following))
     return results
