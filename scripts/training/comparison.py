@@ -197,7 +197,8 @@ class Comparison(Entrants):
         start = time.process_time()
         if missing := [text for text in dict.fromkeys(texts) if text not in known]:
             tokenizer = self.tokenizer(self.experiment.part(seed))
-            model = self.model(name, seed, tokenizer).to(device_type())
+            model: Any = self.model(name, seed, tokenizer)
+            model = model.to(device_type())
             batch_size = self.training_of(name)["per_device_eval_batch_size"]
             found = mean_states(model, tokenizer, missing, self.max_length(name), batch_size)
             known |= dict(zip(missing, found, strict=True))

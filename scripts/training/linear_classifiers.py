@@ -38,11 +38,11 @@ def mean_states(
     model: PreTrainedModel, tokenizer: Any, texts: list[str], max_length: int, batch_size: int
 ) -> Iterator[np.ndarray]:
     """The mean of a text's tokens in the embeddings and in each layer, side by side: ((layers + 1) d,) for each."""
-    model = model.base_model.eval()
+    base: Any = model.base_model.eval()
     for start in range(0, len(texts), batch_size):
         some = texts[start : start + batch_size]
         rows = tokenizer(some, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
         rows = rows.to(model.device)
-        layers = torch.stack(model(**rows, output_hidden_states=True).hidden_states, dim=1)  # (B, layers + 1, L, d)
+        layers = torch.stack(base(**rows, output_hidden_states=True).hidden_states, dim=1)  # (B, layers + 1, L, d)
         valid = rows["attention_mask"][:, None, :, None]
         yield from ((layers * valid).sum(2) / valid.sum(2)).flatten(1).float().cpu().numpy()
