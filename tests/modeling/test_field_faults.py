@@ -6,6 +6,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AttentionInterface
 from variants import SOME_CAUSAL, causal_model, config_of, model_of, random_ids
 
+from synkhorn.modeling import sinkhorn_choice
+
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
@@ -123,6 +125,18 @@ def test_equal_entries_are_chosen_alike_whatever_stands_beside_them(variant):
         assert_near(model(ids, attention_mask=mask).last_hidden_state[0, :22], alone)
         if model.config.is_causal:
             assert_near(model(ids).last_hidden_state[0, :22], alone)
+
+
+def test_entries_found_one_by_one_are_those_of_a_sort(monkeypatch):
+    rows = torch.randint(0, 4, (50, 30)).double()
+    # blocks that a row does not have, and a row that has none
+    rows[:, 20:] = rows[0] = -torch.inf
+    for k in (1, 3, sinkhorn_choice.FEW):
+        found = sinkhorn_choice.first_largest(rows, k)
+        with monkeypatch.context() as patched:
+            patched.setattr(sinkhorn_choice, "FEW", 0)
+            for one, other in zip(found, sinkhorn_choice.first_largest(rows, k), strict=True):
+                assert torch.equal(one, other)
 
 
 def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
