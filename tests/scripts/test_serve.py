@@ -36,5 +36,5 @@ def test_the_server_gets_the_arguments_and_finds_the_classes(monkeypatch):
 
 def test_without_the_servers_packages_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(serve, "is_serve_available", lambda: False)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'synkhorn\[serve\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'transformers\[serving\]'"):
         serve.main(["my-model"])

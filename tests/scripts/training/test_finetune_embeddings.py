@@ -95,5 +95,5 @@ def test_mistakes_name_their_remedy(call, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=message):
             finetune.main([*arguments, *output])
     monkeypatch.setattr(embeddings, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'synkhorn\[embeddings\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install sentence-transformers"):
         finetune.main([*call, *output])
