@@ -123,6 +123,24 @@ def test_a_mistake_is_one_line_with_its_remedy(line, folder, capsys, monkeypatch
     assert sorted(folder.rglob("*")) == before
 
 
+def test_right_files_pass(folder, monkeypatch):
+    """Documents of any length, numbers to predict, the one right choice, and texts without a label."""
+    monkeypatch.setattr(cli, "main", got := [].append)
+    Path("long.csv").write_text(f"text,label\n{'word ' * 50_000},good\nA play,bad\n")
+    Path("grades.csv").write_text("text,label\nA film,7\nA play,8\nA song,9\n")
+    Path("choices.csv").write_text("question,first,second,label\nWho?,I,you,0\nWhat?,this,that,0\n")
+    Path("texts.csv").write_text('text\n"A film"\n""\n')
+    for line in (
+        f"{TUNE} --train_files long.csv",
+        f"{TUNE} --train_files grades.csv",
+        "finetune multiple-choice --output_dir new --train_files choices.csv --context_column question "
+        "--question_column none --choice_columns first second",
+        "pretrain --output_dir new --train_files texts.csv",
+    ):
+        synkhorn_console.main(line.split())
+    assert len(got.__self__) == 4
+
+
 def test_a_right_command_line_reaches_the_command(folder, monkeypatch):
     got = []
     monkeypatch.setattr(cli, "main", got.append)

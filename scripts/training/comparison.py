@@ -85,8 +85,8 @@ class Comparison(Entrants):
 
     def __init__(self, spec: ComparisonSpec, folder: Path, data_dir: str | None):
         super().__init__(spec, folder, data_dir)
-        # entrant -> text -> what its frozen model makes of it
-        self.known_states: dict[str, dict[str, np.ndarray]] = {}
+        # entrant and the checkpoint it starts from -> text -> what its frozen model makes of it
+        self.known_states: dict[tuple[str, str | None], dict[str, np.ndarray]] = {}
         self.seconds_of_text: dict[str, float] = {}
 
     def training_of(self, name: str) -> dict[str, Any]:
@@ -193,7 +193,7 @@ class Comparison(Entrants):
 
     def states(self, name: str, seed: int, texts: list[str]) -> np.ndarray:
         """`mean_states` of an entrant's model, each text's once."""
-        known = self.known_states.setdefault(name, {})
+        known = self.known_states.setdefault((name, self.source(name, seed)), {})
         start = time.process_time()
         if missing := [text for text in dict.fromkeys(texts) if text not in known]:
             tokenizer = self.tokenizer(self.experiment.part(seed))

@@ -16,6 +16,8 @@ SPLITS = ("train", "validation", "test")
 CONFIG_NAME = "config.json"
 LEAST_SPACE = 2**26
 ABOVE_ZERO = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size")
+# a document is longer than what the module takes for a field
+csv.field_size_limit(2**31 - 1)
 # what some programs write between the fields of a line
 SEPARATORS = {";": "semicolons", "\t": "tabs"}
 # beyond it a .json or .csv file is not read twice
@@ -268,8 +270,8 @@ def check_columns(option: str, path: Path, values: dict[str, Any]) -> None:
 
 def check_cells(option: str, path: Path, values: dict[str, Any]) -> None:
     """The texts and classes of a CSV file that is soon read: that none is missing, and that the classes are some."""
-    columns = [values[name] for name in ("text_column", "label_column") if values.get(name) is not None]
-    if path.suffix != ".csv" or path.stat().st_size > MOST_BYTES or not columns:
+    columns = [values.get("text_column"), values.get("label_column")]
+    if path.suffix != ".csv" or path.stat().st_size > MOST_BYTES or None in columns:
         return
     labels = []
     with path.open(encoding="utf-8-sig", newline="") as lines:
@@ -282,7 +284,7 @@ def check_cells(option: str, path: Path, values: dict[str, Any]) -> None:
                         "remove the row"
                     )
             labels.append(row[columns[-1]])
-    if option != "--train_files" or len(values["train_files"]) > 1 or values.get("label_column") is None:
+    if option != "--train_files" or len(values["train_files"]) > 1 or values.get("problem_type") == "regression":
         return
     if len(set(labels)) == 1:
         raise ValueError(

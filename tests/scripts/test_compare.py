@@ -283,6 +283,11 @@ def test_a_linear_classifier_reads_a_frozen_model(texts, tmp_path):
         )
     expected = torch.cat([layer[0].mean(0) for layer in layers.hidden_states])
     torch.testing.assert_close(torch.from_numpy(state), expected)
+    # another seed may start from another checkpoint
+    other = tmp_path / "other"
+    BertModel(BertConfig(vocab_size=261, max_position_embeddings=32, **SIZES)).save_pretrained(other)
+    cells.source = lambda name, seed: str((checkpoint, other)[seed])
+    assert abs(cells.states("BERT", 1, [TEXTS[0]])[0] - state).max() > 0.1
 
 
 def test_a_trained_sort_is_served_hard_and_its_distance_from_a_permutation_told(tmp_path):
