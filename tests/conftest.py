@@ -11,7 +11,8 @@ import torch  # noqa: E402
 
 from synkhorn.modeling import modeling_synthesizer, sinkhorn_kernels, synthesizer_kernels  # noqa: E402
 
-# small as their models are, the tests run the fast forms; `test_short_rows_are_written_out` has the shipped value
+# small as their models are, the tests run the fast forms
+SHIPPED = modeling_synthesizer.WRITTEN_AT_MOST
 modeling_synthesizer.WRITTEN_AT_MOST = 0
 
 # a few examples, the same each time, or with `--hypothesis-profile=thorough` many new ones
@@ -27,6 +28,12 @@ hypothesis.settings.load_profile("default")
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def forms_as_shipped(monkeypatch):
+    """For what is compared, to the last digits, with a process that runs the shipped code."""
+    monkeypatch.setattr(modeling_synthesizer, "WRITTEN_AT_MOST", SHIPPED)
 
 
 @pytest.fixture

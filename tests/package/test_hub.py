@@ -16,7 +16,7 @@ from synkhorn import FAMILIES
 from synkhorn.configuration.configuration_backbone import AUTO_CLASSES
 
 
-def test_every_head_loads_without_the_package_and_saves_again(tmp_path):
+def test_every_head_loads_without_the_package_and_saves_again(tmp_path, forms_as_shipped):
     first, second = tmp_path / "first", tmp_path / "second"
     for family in FAMILIES:
         write_checkpoints(first / family, family)

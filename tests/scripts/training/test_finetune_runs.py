@@ -19,9 +19,9 @@ import sys
 import synkhorn
 from synkhorn.scripts import finetune
 train = synkhorn.train_tokenizer
-def counted(*arguments):
+def counted(*arguments, **options):
     print("a tokenizer is trained", flush=True)
-    return train(*arguments)
+    return train(*arguments, **options)
 synkhorn.train_tokenizer = counted
 finetune.main(sys.argv[1:])
 """
