@@ -11,7 +11,7 @@ from datasets import Dataset, List
 from transformers import AutoModelForSequenceClassification
 
 from ..measuring.metrics import Scores, classification_scores, multi_label_scores, regression_scores
-from .task import FinetuneTask, Row, label_fields, label_ids, label_names, likeliest
+from .task import FinetuneTask, Row, label_fields, label_ids, label_names, likeliest, pipeline_use
 
 # as in a configuration's `problem_type`
 ONE_CLASS, CLASSES, NUMBER = "single_label_classification", "multi_label_classification", "regression"
@@ -141,6 +141,9 @@ class Classification(FinetuneTask):
             guess = names[known.mean(0) > 0.5].tolist()
             named = [names[np.array(row) > 0].tolist() for row in right]
         return self.measure([{"prediction": guess, "label": label} for label in named])
+
+    def use(self, model_name: str) -> str:
+        return pipeline_use(self.pipeline_tag, model_name, '"A text.", truncation=True')
 
     def measure(self, rows: Sequence[Row]) -> Scores:
         predictions, references = [row["prediction"] for row in rows], [row["label"] for row in rows]

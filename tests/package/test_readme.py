@@ -111,6 +111,9 @@ def test_from_a_csv_to_a_model_that_is_used_and_one_trained_in_python(tmp_path):
     without_us = "import sys\nsys.modules['synkhorn'] = None\n"
     assert re.findall(r"^(positive|negative) \d", run("-c", without_us + use, folder=tmp_path), re.MULTILINE)
     assert "label" in run("-c", without_us + chinese, folder=tmp_path)
+    (card,) = python_of((tmp_path / "my-classifier" / "README.md").read_text())
+    assert '"A text."' in card
+    run("-c", without_us + card.replace("A text.", "A warm film. " * 200), folder=tmp_path)
     run("-c", train, folder=tmp_path)
     assert {"model.safetensors", "tokenizer.json", "modeling_sinkhorn.py"} <= {
         path.name for path in (tmp_path / "my-model").iterdir()
