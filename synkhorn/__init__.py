@@ -1,6 +1,7 @@
 """Efficient-attention families for Hugging Face Transformers. Importing the package registers its Auto classes."""
 
-from .annealing import AnnealSortTemperature
+from typing import TYPE_CHECKING, Any
+
 from .configuration.configuration_encoder_decoder import SynkhornEncoderDecoderConfig
 from .configuration.configuration_sinkhorn import SinkhornConfig
 from .configuration.configuration_synthesizer import SynthesizerConfig
@@ -29,6 +30,9 @@ from .modeling.modeling_synthesizer import (
 )
 from .modeling.sinkhorn_sort import causal_sinkhorn, sinkhorn
 from .tokenization.tokenization_synkhorn import byte_tokenizer, token_fields, train_tokenizer
+
+if TYPE_CHECKING:
+    from .annealing import AnnealSortTemperature
 
 __version__ = "0.1.0"
 __all__ = [
@@ -64,3 +68,12 @@ __all__ = [
     "token_fields",
     "train_tokenizer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # a callback of the Trainer, which takes a second or two to import
+    if name != "AnnealSortTemperature":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .annealing import AnnealSortTemperature
+
+    return AnnealSortTemperature

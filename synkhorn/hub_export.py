@@ -4,6 +4,7 @@ import ast
 import hashlib
 import os
 import re
+from functools import cache
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
@@ -13,12 +14,13 @@ def source_path(module: str) -> Path:
     return Path(find_spec(module).origin)
 
 
-def own_imports(module: str) -> set[str]:
+@cache
+def own_imports(module: str) -> frozenset[str]:
     """The package's own modules that `module` imports; an `ImportError` for one that lies outside of the package."""
     tree = ast.parse(source_path(module).read_text(encoding="utf-8"))
     relative = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
     folder = module.rpartition(".")[0]
-    return {resolve_name("." * node.level + node.module, folder) for node in relative}
+    return frozenset(resolve_name("." * node.level + node.module, folder) for node in relative)
 
 
 def needed_modules(module: str) -> set[str]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 from seqeval import metrics as seqeval
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, r2_score, root_mean_squared_error
@@ -101,6 +100,9 @@ def generation_scores(predictions: Sequence[str], references: Sequence[str]) -> 
 @cache
 def rouge_scores(prediction: str, reference: str, is_chinese: bool) -> Scores:
     """The F1 of each of `ROUGE`."""
+    # it imports NLTK, two seconds that only generated texts need
+    from rouge_score.rouge_scorer import RougeScorer
+
     words = BLEU(tokenize="zh").tokenizer if is_chinese else None
     tokenizer = words and SimpleNamespace(tokenize=lambda text: words(text.lower()).split())
     return {

@@ -1,6 +1,7 @@
 """Fine-tuning on a task, from a checkpoint or from scratch."""
 
 import json
+import math
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -65,8 +66,8 @@ DEFAULTS: dict[str, Any] = {
 }
 # of a new model: it reads all of nine documents in ten if that takes no more than the longest of these
 LENGTHS = (128, 256, 512, 1024, 2048)
-# documents from which that is judged
-SAMPLE = 1000
+# documents from which that is judged, and characters of all that a tokenizer is trained on
+SAMPLE, MOST_CHARACTERS = 1000, 50_000_000
 
 
 @dataclass
@@ -228,7 +229,8 @@ def finetune(
     set_seed(training.seed)
     texts = list(kind.texts(task_arguments, splits["train"]))
     max_length = finetuning.max_length or default_length(model_arguments)
-    tokenizer = load_tokenizer(model_arguments, texts, max_length or LENGTHS[-1], checkpoint=checkpoint)
+    every = max(1, math.ceil(sum(map(len, texts)) / MOST_CHARACTERS))
+    tokenizer = load_tokenizer(model_arguments, texts[::every], max_length or LENGTHS[-1], checkpoint=checkpoint)
     if max_length is None:
         max_length = length_for(texts, tokenizer)
     if start is None and isinstance(task_arguments, Seq2SeqArguments):
@@ -287,4 +289,11 @@ def finetune(
     next_command = f"synkhorn evaluate {name} --model_name_or_path {training.output_dir} --test_files ...{columns}"
     following = f"Measure it on other rows: {next_command}"
     say(training, summary(where, results, training.output_dir, following, baseline, task.guess))
+    if baseline and results[task.best_metric] <= baseline[task.best_metric]:
+        say(
+            training,
+            f"By {task.best_metric} the model is no better than the {task.guess}: it has not learned the task. Train it "
+            "longer (--num_train_epochs) or at another --learning_rate, start from a checkpoint "
+            "(--model_name_or_path; `synkhorn convert` makes one), or look whether the labels fit the texts",
+        )
     return results

@@ -21,7 +21,6 @@ from transformers import (
 from synkhorn import FAMILIES
 from synkhorn.hub_export import write_whole
 
-from ..measuring.plots import curves, panels, save
 
 BF16 = "bfloat16 autocast (slow on many CPUs: `--bf16 auto` times a product)"
 # the Trainer's own measurements, and the loss, which says less than any metric
@@ -157,6 +156,9 @@ def hyperparameters_of(training: TrainingArguments, state: TrainerState, model: 
 
 def draw_curves(history: list[dict[str, Any]], path: Path, metric: str) -> None:
     """Draw training loss, validation loss and, where it was measured, a metric of a `Trainer`'s log over the epoch."""
+    # Matplotlib, which nothing needs before
+    from ..measuring.plots import curves, panels, save
+
     measured = [entry for entry in history if f"eval_{metric}" in entry]
     shown = [("loss", {"loss": "training", "eval_loss": "validation"})]
     shown += [(metric.replace("_", " "), {f"eval_{metric}": "validation"})] if measured else []

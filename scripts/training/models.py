@@ -1,6 +1,6 @@
 """The model and the tokenizer that a training script's arguments ask for, from scratch or from a checkpoint."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -92,8 +92,9 @@ def load_tokenizer(
     if name == TRAIN:
         trained = None
         if PartialState().is_main_process:
+            number = f"{len(texts):,}" if isinstance(texts, Sized) else "the first"
             print(
-                f"Training a tokenizer of at most {arguments.vocab_size:,} tokens on the texts (--vocab_size)",
+                f"Training a tokenizer of at most {arguments.vocab_size:,} tokens on {number} texts (--vocab_size)",
                 flush=True,
             )
             bar = tqdm(texts, desc="Reading texts", unit=" texts", leave=False)

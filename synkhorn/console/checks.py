@@ -79,7 +79,7 @@ def check_checkpoint(name: str, value: str) -> None:
         raise ValueError(f"--{name} {value} is a file: name the folder that holds {CONFIG_NAME} and the weights")
     if not folder.is_dir():
         if len(folder.parts) == 1:
-            hint = meant(value, [path.name for path in files_in(Path()) if path.is_dir()])
+            hint = meant(value, [path.name for path in files_in(Path()) if (path / CONFIG_NAME).is_file()])
             raise ValueError(f"--{name} {value} is neither a folder in {Path.cwd()} nor owner/name on the Hub{hint}")
         check_path(name, value)
         return

@@ -10,9 +10,10 @@ from not_run import LEFT_OUT, reason_of
 MARKERS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "is_pipeline_test")
 MARKERS += ("is_training_test", "torch_compile_test")
 HERE = Path(__file__).parent
-# one test for every precision, side of padding, mask and kernel, and one that trains for seconds: `make common-tests`
+# one test for every precision, side of padding, mask and kernel, one that trains for seconds, and one of an old name of
+# `dtype`: `make common-tests`
 # runs them all
-REPEATED = re.compile(r"test_eager_matches_sdpa_inference_(?!08|17)|test_training_overfit")
+REPEATED = re.compile(r"test_eager_matches_sdpa_inference_(?!08|17)|test_training_overfit|test_bc_torch_dtype")
 
 
 def pytest_configure(config):

@@ -197,7 +197,7 @@ def test_encoder_decoder_models_train_generate_and_load_again(encoder, decoder, 
     torch.testing.assert_close(again(ids, attention_mask=mask, labels=labels).loss, loss)
 
 
-@pytest.mark.parametrize("encoder", ["sinkhorn", "bert"])
+@pytest.mark.parametrize("encoder", ["sinkhorn", pytest.param("bert", marks=pytest.mark.slow)])
 def test_one_folder_holds_both_parts_and_their_code(encoder, tmp_path):
     model = pair_of(encoder, "synthesizer", SynkhornEncoderDecoderModel)
     expected = model.generate(torch.arange(2, 20)[None], max_new_tokens=8).tolist()

@@ -44,7 +44,7 @@ def test_float16_rows_that_see_little_of_a_longer_ones_softmax(member, spread):
         assert ((grad.double() - exact[name]).abs().max() / scale) < 0.05, name
 
 
-@pytest.mark.parametrize("variant", [["random", "dot_product"], {}], ids=str)
+@pytest.mark.parametrize("variant", [pytest.param(["random", "dot_product"], marks=pytest.mark.slow), {}], ids=str)
 def test_packed_input_that_cannot_be_told_in_a_graph_is_an_error_there(variant):
     model = model_of(config_of(variant))
     compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)

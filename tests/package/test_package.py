@@ -67,7 +67,7 @@ def test_the_packaged_reviews_are_split_once_and_for_all():
     assert not any("<br" in text for text in reviews["test"]["text"])
 
 
-@pytest.mark.parametrize("family", synkhorn.FAMILIES)
+@pytest.mark.parametrize("family", ["sinkhorn", pytest.param("synthesizer", marks=pytest.mark.slow)])
 def test_quickstart_end_to_end(family, tmp_path, capfd):
     arguments = ["--family", family, "--max_train_samples", "64", "--max_test_samples", "40", "--num_train_epochs", "1"]
     metrics = quickstart.main([*arguments, "--output_dir", str(tmp_path / "model")])

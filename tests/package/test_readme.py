@@ -73,6 +73,10 @@ def test_the_recipes_cover_every_step_and_make_has_its_targets():
     assert shown and set(shown) <= set(targets)
 
 
+# the blocks that follow run without the package
+WITHOUT_US = ["import sys", "sys.modules['synkhorn'] = None"]
+
+
 def python_of(text: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
@@ -83,7 +87,7 @@ def run(*command: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_from_a_csv_to_a_model_that_is_used_and_one_trained_in_python(tmp_path):
+def test_from_a_csv_to_a_model_that_is_used_and_one_trained_in_python(tmp_path, monkeypatch, capsys):
     """The blocks for one's own CSV, one after the other, as printed; only what needs the Hub is left out."""
     draw = random.Random(0)
     good, bad = ["warm", "funny", "fine", "great"], ["dull", "long", "poor", "flat"]
@@ -94,9 +98,10 @@ def test_from_a_csv_to_a_model_that_is_used_and_one_trained_in_python(tmp_path):
             "review,sentiment\n" + "".join(f'"A {text} film.",{label}\n' for text, label in rows)
         )
     (block,) = (block for block in blocks() if "my-classifier" in block and "convert" not in block)
-    printed = ""
+    monkeypatch.chdir(tmp_path)
     for line in lines_of(block):
-        printed += run("-m", "synkhorn_console", *shlex.split(line)[1:], folder=tmp_path)
+        cli.main(shlex.split(line)[1:])
+    printed = capsys.readouterr().out
     for part in (
         "Model: ",
         "Classes: ",
@@ -108,28 +113,25 @@ def test_from_a_csv_to_a_model_that_is_used_and_one_trained_in_python(tmp_path):
         assert part in printed, printed
     use, train = python_of(README)
     (chinese,) = python_of(CHINESE)
-    without_us = "import sys\nsys.modules['synkhorn'] = None\n"
-    assert re.findall(r"^(positive|negative) \d", run("-c", without_us + use, folder=tmp_path), re.MULTILINE)
-    assert "label" in run("-c", without_us + chinese, folder=tmp_path)
     (card,) = python_of((tmp_path / "my-classifier" / "README.md").read_text())
     assert '"A text."' in card
-    run("-c", without_us + card.replace("A text.", "A warm film. " * 200), folder=tmp_path)
+    (inside,) = (line for line in README.splitlines() if line.startswith("Or `pipeline("))
+    expression = re.search(r"`(pipeline\(.*?\))`", inside)[1]
+    said = f"from transformers import pipeline\nprint({expression}('A film.'))"
+    blocks_used = [use, chinese, card.replace("A text.", "A warm film. " * 200), said]
+    used = run("-c", "\n".join([*WITHOUT_US, *blocks_used]), folder=tmp_path)
+    assert re.findall(r"^(positive|negative) \d", used, re.MULTILINE) and used.count("label") == 3
     run("-c", train, folder=tmp_path)
     assert {"model.safetensors", "tokenizer.json", "modeling_sinkhorn.py"} <= {
         path.name for path in (tmp_path / "my-model").iterdir()
     }
-    (inside,) = (line for line in README.splitlines() if line.startswith("Or `pipeline("))
-    expression = re.search(r"`(pipeline\(.*?\))`", inside)[1]
-    code = f"{without_us}from transformers import pipeline\nprint({expression}('A film.'))"
-    assert "label" in run("-c", code, folder=tmp_path)
 
 
 def test_the_blocks_on_seq2seq_and_embeddings_run_as_printed(tmp_path):
     """Trained with the package, loaded and trained on without it."""
     trained, *used = python_of((ROOT / "docs/seq2seq.md").read_text(encoding="utf-8"))
     run("-c", trained, folder=tmp_path)
-    for block in used:
-        run("-c", f"import sys\nsys.modules['synkhorn'] = None\n{block}", folder=tmp_path)
+    run("-c", "\n".join([*WITHOUT_US, *used]), folder=tmp_path)
     assert (tmp_path / "my-embeddings" / "modeling_sinkhorn.py").exists()
 
 
@@ -156,6 +158,11 @@ def mean_accuracy(row: str) -> float:
     return statistics.mean(float(cell) for cell in re.findall(r" (0\.\d{4}) ", line)[:3])
 
 
+def genre_accuracy(entrant: str) -> float:
+    rows = json.loads((ROOT / "benchmarks" / "text" / "brown.json").read_text())["results"]
+    return statistics.mean(row["test"]["accuracy"] for row in rows if row["entrant"] == entrant)
+
+
 def claims() -> list[str]:
     """What the README says, with the numbers that are recorded."""
     throughput = {
@@ -163,6 +170,8 @@ def claims() -> list[str]:
     }
     converted, source = (mean_accuracy(row) for row in ("MiniLM to Sinkhorn", "MiniLM itself"))
     words = json.loads((ROOT / "benchmarks" / "text" / "reviews_word_counts.json").read_text())["results"]
+    frozen = [f"frozen MiniLM as Sinkhorn, {part}" for part in ("whole", "cut at 512")]
+    whole, cut, tfidf = (genre_accuracy(name) for name in (*frozen, "TF-IDF, whole"))
     fast, faster = (times_faster("speed/speed", model, 4096) for model in ("sinkhorn", "random"))
     return [
         f"**{times_faster('speed/speed-16384', 'sinkhorn', 16384):.1f} times as fast as BERT**",
@@ -170,6 +179,7 @@ def claims() -> list[str]:
         f"| {throughput['sinkhorn']:.1f} times | {throughput['random']:.1f} times | BERT with SDPA |",
         f"| {decoded('sinkhorn'):.0f} times | {decoded('random'):.0f} times | GPT-2 |",
         f"| {converted:.3f} | | MiniLM: {source:.3f}; word counts: {words['2000']:.3f} |",
+        f"| {whole:.3f} | | cut at 512 tokens: {cut:.3f}; word counts: {tfidf:.3f} |",
     ]
 
 

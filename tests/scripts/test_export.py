@@ -92,11 +92,11 @@ def test_every_head_in_both_formats(family, auto_class, tmp_path):
     ("variant", "is_causal"),
     [
         (SYNTHESIZERS, False),
-        ({"sort_top_k": 2, "sorted_blocks": 2}, False),
-        (["random", "dot_product"], True),
         *(
             pytest.param(variant, is_causal, marks=pytest.mark.slow)
             for variant, is_causal in (
+                ({"sort_top_k": 2, "sorted_blocks": 2}, False),
+                (["random", "dot_product"], True),
                 ({"sort_net": "mlp", "share_sort_net": True}, False),
                 ({"sort_net": "bilinear", "mix_dot_product": True, "combine": "logits"}, False),
                 ({"sortcut_blocks": 2, "block_pooling": "first"}, False),

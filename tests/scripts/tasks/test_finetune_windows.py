@@ -72,8 +72,8 @@ def test_best_spans_are_those_of_brute_force(seed):
 
 @pytest.mark.parametrize("tokenizer", tokenizers(), ids=["bytes", "bpe"])
 def test_an_answer_anywhere_is_found_in_every_window_that_holds_it(tokenizer):
-    # single words, and spans of two and three that cross the borders of windows
-    answers = [" ".join(WORDS[i : i + size]) for size in (1, 2, 3) for i in range(len(WORDS) - size + 1)]
+    # single words, and spans of three that cross the borders of windows
+    answers = [" ".join(WORDS[i : i + size]) for size in (1, 3) for i in range(len(WORDS) - size + 1)]
     examples = squad(answers)
     task = question_answering(tokenizer, max_length=48 if len(tokenizer) == 260 else 36)
     inputs = task.prepare(examples, "test")

@@ -49,7 +49,7 @@ def call(request, tmp_path):
     return [*arguments, "--per_device_train_batch_size", "8"]
 
 
-@pytest.mark.parametrize("call", FAMILIES, indirect=True)
+@pytest.mark.parametrize("call", ["sinkhorn", pytest.param("synthesizer", marks=pytest.mark.slow)], indirect=True)
 def test_queries_find_their_documents_also_without_the_package(call, tmp_path):
     output = tmp_path / "trained"
     results = finetune.main([*call, "--output_dir", str(output), "--mini_batch_size", "4"])

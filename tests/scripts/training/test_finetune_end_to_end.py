@@ -143,7 +143,7 @@ def test_several_classes_or_a_number_are_learned_from_the_kind_of_the_labels(mak
     assert {answer["label"]: answer["score"] for answer in said} == pytest.approx(chances, abs=1e-4)
 
 
-def test_a_checkpoint_for_one_class_learns_to_tell_a_number(tmp_path):
+def test_a_checkpoint_for_one_class_learns_to_tell_a_number(tmp_path, capsys):
     data, base = write_data(tmp_path, "classification", train=20), tmp_path / "base"
     short = ["--max_steps", "1", "--report_to", "none"]
     last = ["--save_strategy", "no", "--load_best_model_at_end", "false"]
@@ -156,6 +156,8 @@ def test_a_checkpoint_for_one_class_learns_to_tell_a_number(tmp_path):
     call = ["classification", *stars, "--model_name_or_path", str(base), "--output_dir", str(output), *short]
     results = finetune.main([*call, "--problem_type", "regression"])
     assert set(results) == {"r2", "mean_absolute_error", "root_mean_squared_error"}
+    # one step, on texts that are all alike
+    assert results["r2"] <= 0 and "By r2 the model is no better than the mean" in capsys.readouterr().out
     assert AutoConfig.from_pretrained(output).num_labels == 1
     assert "The checkpoint with the best r2 on the validation split was kept." in (output / "README.md").read_text()
 

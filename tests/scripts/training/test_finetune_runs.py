@@ -48,7 +48,7 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(tmp_path, one_thre
 
 
 def test_two_processes_train_one_tokenizer_and_predict_in_order(tmp_path):
-    common = [NAME, *write_data(tmp_path, NAME, test=21), *from_scratch("synthesizer"), "--max_steps", "8"]
+    common = [NAME, *write_data(tmp_path, NAME, test=21), *from_scratch("synthesizer"), "--max_steps", "4"]
     common += ["--per_device_train_batch_size", "8"]
     one, two = tmp_path / "one", tmp_path / "two"
     expected = finetune.main([*common, "--output_dir", str(one)])
