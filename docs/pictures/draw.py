@@ -112,7 +112,7 @@ def quality_and_cost() -> None:
         quality.text(np.mean(values), place - 0.28, f"{np.mean(values):.3f}", color=colour, ha="center", fontsize=10)
     quality.set_yticks(range(len(entrants)), [label for label, _ in entrants.values()])
     quality.invert_yaxis()
-    quality.set(ylim=(len(entrants) - 0.5, -0.6), xlabel="accuracy, 15 genres, documents of 2,148 words and more; five folds")
+    quality.set(ylim=(len(entrants) - 0.5, -0.6), xlabel="accuracy, 15 genres, over 2,100 words a document; five folds")
     quality.grid(False, axis="y")
     save(figure, HERE / "quality_and_cost.png")
 

@@ -292,8 +292,8 @@ def finetune(
     if baseline and results[task.best_metric] <= baseline[task.best_metric]:
         say(
             training,
-            f"By {task.best_metric} the model is no better than the {task.guess}: it has not learned the task. Train it "
-            "longer (--num_train_epochs) or at another --learning_rate, start from a checkpoint "
+            f"By {task.best_metric} the model is no better than the {task.guess}: it has not learned the task. Train "
+            "it longer (--num_train_epochs) or at another --learning_rate, start from a checkpoint "
             "(--model_name_or_path; `synkhorn convert` makes one), or look whether the labels fit the texts",
         )
     return results

@@ -21,7 +21,6 @@ from transformers import (
 from synkhorn import FAMILIES
 from synkhorn.hub_export import write_whole
 
-
 BF16 = "bfloat16 autocast (slow on many CPUs: `--bf16 auto` times a product)"
 # the Trainer's own measurements, and the loss, which says less than any metric
 UNREPORTED = re.compile(r"loss|runtime|.*_per_second|model_preparation_time")

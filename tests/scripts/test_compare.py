@@ -2,7 +2,9 @@
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from transformers import BertConfig, BertModel, Trainer, TrainerCallback
 from synkhorn import byte_tokenizer
 from synkhorn.scripts import ablate, compare, train_synthetic
 from synkhorn.scripts.common.comparison_spec import read_spec
+from synkhorn.scripts.measuring import comparison_report
 from synkhorn.scripts.measuring.comparison_report import interval, table
 from synkhorn.scripts.measuring.sort_statistics import mixed
 from synkhorn.scripts.training import comparison, entrants, experiments
@@ -48,10 +51,11 @@ def texts(monkeypatch) -> None:
     monkeypatch.setitem(experiments.SOURCES, "reviews", lambda data_dir: examples)
 
 
-def run(folder: Path, spec: dict, *arguments: str) -> list[dict]:
+def run(folder: Path, spec: dict, *arguments: str, is_drawn: bool = False) -> list[dict]:
     folder.mkdir(exist_ok=True)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
-    return compare.main([str(folder / "tiny.yaml"), "--output_dir", str(folder / "runs"), *arguments])
+    with nullcontext() if is_drawn else patch.object(comparison_report, "draw"):
+        return compare.main([str(folder / "tiny.yaml"), "--output_dir", str(folder / "runs"), *arguments])
 
 
 def figures(results: list[dict]) -> list:
@@ -183,7 +187,9 @@ def test_all_entrants_read_the_same_batches_in_the_same_order(tmp_path, monkeypa
 
 
 def test_the_report_has_table_figures_and_plot(tmp_path):
-    results = run(tmp_path, SPEC | {"entrants": {"local": SPEC["entrants"]["local"]}, "learning_rates": [1e-3]})
+    results = run(
+        tmp_path, SPEC | {"entrants": {"local": SPEC["entrants"]["local"]}, "learning_rates": [1e-3]}, is_drawn=True
+    )
     record = json.loads((tmp_path / "tiny.json").read_text())
     assert record["results"] == json.loads(json.dumps(results)) and record["spec"]["seeds"] == [0, 1]
     assert "| local | 2 |" in (tmp_path / "tiny.md").read_text()
