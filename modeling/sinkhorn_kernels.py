@@ -114,8 +114,15 @@ class SortedAndOwn(torch.autograd.Function):
                 grad_weights[where] = grad @ given.T
                 into.addmm_(w.T, grad)
             else:
-                grad_weights[where] = (given[found] @ grad[..., None])[..., 0]
-                into.index_add_(0, found.flatten(), (w[..., None] * grad[:, None]).flatten(0, 1))
+                # the readers of each block as a bag: three times as fast as adding their gradients one by one
+                k, flat = found.shape[1], found.flatten()
+                reader, order = torch.arange(len(found)).repeat_interleave(k), flat.argsort(stable=True)
+                starts = torch.searchsorted(flat[order], torch.arange(len(given)))
+                into.add_(
+                    F.embedding_bag(reader[order], grad, starts, per_sample_weights=w.flatten()[order], mode="sum")
+                )
+                products = torch.ops.aten._embedding_bag_per_sample_weights_backward
+                grad_weights[where] = products(grad, given, flat, torch.arange(0, len(flat), k), reader, 0).view_as(w)
         return None, None, None, grad_weights, grad_slots, grad_mass
 
 
