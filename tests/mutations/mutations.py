@@ -219,6 +219,10 @@ the backward pass of the sort leaves out what a block gives to itself
 sinkhorn_kernels.SortedAndOwn.backward
 into.addmm_(_w, _grad) -> torch.mm(_w, _grad, out=into)
 test_properties_gradients.py::test_attention_to_sorted_blocks
+a block gets the gradients of its readers with the weights of others
+sinkhorn_kernels.SortedAndOwn.backward
+w.flatten()[order] -> w.flatten()
+test_properties_gradients.py::test_attention_to_sorted_blocks
 a second derivative counts what one input of a kernel owes to another twice
 softmax_attention.derivable_gradients
 x.view_as(x) -> x
