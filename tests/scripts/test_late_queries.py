@@ -27,8 +27,11 @@ def test_a_query_is_a_sentence_from_its_part_of_the_document():
     assert max(len(piece) for piece in late_queries.windows(text, tokenizer)) == late_queries.WINDOW
 
 
-def test_ranks_count_ties_against_the_model():
+def test_ranks_count_ties_against_the_model_and_what_was_found_is_kept(tmp_path):
     similarities = np.array([[0.9, 0.1, 0.2], [0.5, 0.5, 0.1], [0.3, 0.2, 0.1]])
     assert late_queries.reciprocal_ranks(similarities, np.array([0, 1, 2])).tolist() == [1, 1 / 2, 1 / 3]
-    words = late_queries.word_counts(["a red house", "a blue car"], ["blue", "house"])
-    assert words.argmax(-1).tolist() == [1, 0]
+    texts = ["a red house", "a blue car"], ["blue", "house"]
+    words, seconds = late_queries.kept(tmp_path / "runs/words.npz", late_queries.word_counts, *texts)
+    assert words["TF-IDF"].argmax(-1).tolist() == [1, 0] and seconds > 0
+    again, same = late_queries.kept(tmp_path / "runs/words.npz", None)
+    assert (again["TF-IDF"] == words["TF-IDF"]).all() and same == seconds
