@@ -8,9 +8,7 @@ Evaluate a checkpoint on a dataset: its metrics with confidence intervals, its t
 Intervals are those of a bootstrap over documents: they tell what another sample of documents would change, not another
 training run. Throughput is that of the whole evaluation, with its batches as the data orders them.
 
-Classification, with one class a text, goes through evaluate.evaluator. It has no pipeline of Transformers 5 to run for
-question answering and multiple choice, and fails on tags where tokens bring along the space before a word, as
-byte-level ones do: all else goes through a Trainer, as in fine-tuning. No metric is downloaded.
+Predictions are made by a Trainer, as in fine-tuning. No metric is downloaded.
 
 With --lm_eval a causal model is handed to EleutherAI's harness, which must be installed: pip install lm_eval.
 """

@@ -57,6 +57,7 @@ MISTAKES = {
     f"{TUNE} --train_files reviews.csv --text_column review": "has no column 'label'",
     f"{DATA} --text_column reviw": "give --text_column review",
     f"{TUNE} --train_files numbers.jsonl --text_column number": "holds 7, not a text: give --text_column body",
+    f"{TUNE} --train_files headless.csv": "It was a fine [...], good: its first line must name the columns",
     # JSON
     f'{DATA} --model_config {{"hiden_size":64}}': "did you mean hidden_size?",
     f"{DATA} --model_config {{'hidden_size':64}}": "names and texts need double quotes",
@@ -70,7 +71,7 @@ MISTAKES = {
     f"{DATA} --model_name_or_path checkpoint --max_length 64": "lower it, or make the model longer first",
     "export reviews.csv --output_dir new": "is a file: name the folder that holds config.json",
     # what is written
-    "export checkpoint --output_dir runs": "exists and is not empty: choose a new folder, or remove it",
+    "export checkpoint --output_dir runs": "exists and is not empty: choose a new folder",
     f"{DATA} --output_dir reviews.csv": "is a file: name a new folder",
     "push checkpoint --to name": "must be owner/name on the Hub, or a path such as ./name",
 }
@@ -88,6 +89,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     Path("semicolons.csv").write_text("text;label\nA film;good\n")
     Path("gap.csv").write_text('text,label\n"A fine\nfilm",good\n"",bad\n')
     Path("one-class.csv").write_text("text,label\nA film,good\nA play,good\n")
+    Path("headless.csv").write_text(f"{'It was a fine film. ' * 400},good\nDull,bad\n")
     Path("three.csv").write_text("text,label\nA film,good\nA play,good\nA song,bad\n")
     Path("broken.jsonl").write_text('{"text": "a"\n')
     Path("list.json").write_text('["a", "b"]')

@@ -88,7 +88,7 @@ def load_splits(
     for split, rows in splits.items():
         check_split(name, split, rows, columns)
     if "validation" in needed and "validation" not in splits and "train" in splits:
-        splits |= hold_out(name, splits["train"], data.validation_size)
+        splits |= hold_out(name, splits["train"], data.validation_size, data.max_train_samples)
     missing = [split for split in needed if split not in splits]
     if missing:
         raise ValueError(f"{name} has the splits {list(loaded)}, but needs {', '.join(missing)}")
@@ -169,13 +169,13 @@ def check_split(name: str, split: str, examples: Examples, columns: Sequence[str
         )
 
 
-def hold_out(name: str, train: Examples, size: int | None) -> dict[str, Examples]:
-    """The training split without `size` rows, and those rows."""
+def hold_out(name: str, train: Examples, size: int | None, most: int | None) -> dict[str, Examples]:
+    """The training split, of which `most` rows will be trained on, without `size` rows, and those rows."""
     if isinstance(train, IterableDataset):
         size = MOST_HELD_OUT if size is None else size
         return {"train": train.skip(size), "validation": train.take(size)}
     if size is None:
-        size = min(MOST_HELD_OUT, max(1, len(train) // 10))
+        size = min(MOST_HELD_OUT, max(1, min(len(train), most or len(train)) // 10))
     if not 0 < size < len(train):
         raise ValueError(
             f"validation_size={size} must lie in 1 to {len(train) - 1}: {name} has {len(train)} rows to train on, and "

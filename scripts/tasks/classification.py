@@ -13,6 +13,8 @@ from transformers import AutoModelForSequenceClassification
 from ..measuring.metrics import Scores, classification_scores, multi_label_scores, regression_scores
 from .task import FinetuneTask, Row, label_fields, label_ids, label_names, likeliest, pipeline_use
 
+# characters of a text in the file of predictions
+SHOWN = 200
 # as in a configuration's `problem_type`
 ONE_CLASS, CLASSES, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 
@@ -110,7 +112,9 @@ class Classification(FinetuneTask):
 
     def predict(self, examples: Dataset, inputs: Dataset, outputs: Any) -> list[Row]:
         row = {ONE_CLASS: self.class_row, CLASSES: self.classes_row, NUMBER: number_row}[self.problem]
-        return [row(logits, label) for logits, label in zip(outputs, inputs["labels"], strict=True)]
+        texts = (text[:SHOWN] for text in examples[self.arguments.text_column])
+        rows = (row(logits, label) for logits, label in zip(outputs, inputs["labels"], strict=True))
+        return [{"text": text} | own for text, own in zip(texts, rows, strict=True)]
 
     def class_row(self, logits: np.ndarray, label: int) -> Row:
         prediction, probability = likeliest(logits)

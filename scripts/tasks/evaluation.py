@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
-import evaluate
 import torch
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from ..common.checkpoints import load_whole, reading
@@ -17,9 +16,9 @@ from ..data.text_data import DataArguments, load_splits
 from ..measuring.memory import forget_peak, resident_megabytes
 from ..measuring.metrics import confidence_intervals
 from ..measuring.report import about_line
-from .classification import ONE_CLASS, Classification, ClassificationArguments
+from .classification import ClassificationArguments
 from .language_modeling import LanguageModelingArguments
-from .task import Row, Task
+from .task import Task
 
 
 @dataclass
@@ -64,47 +63,6 @@ class EvaluateArguments:
         for name, least in (("batch_size", 1), ("resamples", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-
-
-class TaskMetric(evaluate.Metric):
-    """The metrics of a classification task, as a module of the `evaluate` library. Keeps the rows it has seen."""
-
-    def __init__(self, task: Classification):
-        self.task = task
-        self.rows: list[Row] = []
-        super().__init__(keep_in_memory=True)
-
-    def _info(self):
-        return evaluate.MetricInfo(
-            description="Metrics of the classes of documents.",
-            citation="",
-            inputs_description="Names of classes.",
-            features=Features({"predictions": Value("string"), "references": Value("string")}),
-        )
-
-    def _compute(self, predictions, references):
-        self.rows = [{"prediction": said, "label": right} for said, right in zip(predictions, references, strict=True)]
-        return self.task.measure(self.rows)
-
-
-def classify(task: Classification, model: PreTrainedModel, examples: Dataset, inputs: Dataset, batch_size: int):
-    """Rows of predictions by `evaluate.evaluator`, and the seconds that they took."""
-    arguments = task.arguments
-    names = [task.labels[label] for label in inputs["labels"]]
-    data = examples.remove_columns(arguments.label_column).add_column(arguments.label_column, names)
-    evaluator = evaluate.evaluator("text-classification")
-    evaluator.PIPELINE_KWARGS = {"batch_size": batch_size, "truncation": True, "max_length": task.max_length}
-    metric = TaskMetric(task)
-    results = evaluator.compute(
-        model,
-        data,
-        metric=metric,
-        tokenizer=task.tokenizer,
-        input_column=arguments.text_column,
-        second_input_column=arguments.text_pair_column,
-        label_column=arguments.label_column,
-    )
-    return metric.rows, results["total_time_in_seconds"]
 
 
 def predict(task: Task, model: PreTrainedModel, examples: Dataset, inputs: Dataset, batch_size: int):
@@ -177,10 +135,7 @@ def measure(arguments: EvaluateArguments, data: DataArguments, kind: type[Task],
         **source,
     )
     forget_peak()
-    if isinstance(task, Classification) and task.problem == ONE_CLASS:
-        rows, seconds = classify(task, model, examples, inputs, arguments.batch_size)
-    else:
-        rows, seconds = predict(task, model, examples, inputs, arguments.batch_size)
+    rows, seconds = predict(task, model, examples, inputs, arguments.batch_size)
     tokens = sum(inputs["length"])
     return {
         "metrics": task.measure(rows),

@@ -1,11 +1,14 @@
 """The base classes of the tasks, and helpers for labels."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from textwrap import shorten
 from typing import Any, ClassVar
 
 import numpy as np
 from datasets import ClassLabel, Dataset
+from datasets.fingerprint import Hasher
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, TrainingArguments
 
 from ..measuring.metrics import Scores
@@ -96,13 +99,20 @@ class Task(ABC):
         return logits
 
     def prepare(self, examples: Dataset, split: str, num_proc: int | None = None) -> Dataset:
-        """All inputs of a split. Prints how many of its documents do not fit into the model."""
+        """
+        All inputs of a split, from the cache of datasets where they were made before. Prints how many of its documents
+        do not fit into the model.
+        """
+        # the same whether a tokenizer was just trained or read from a checkpoint
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+        state = {name: value for name, value in vars(self).items() if name != "tokenizer"}
         inputs = examples.map(
             self.encode,
             batched=True,
             with_indices=True,
             remove_columns=examples.column_names,
             num_proc=num_proc,
+            new_fingerprint=Hasher.hash((type(self), state, tokenizer, examples._fingerprint)),
             desc=f"Tokenizing {split}",
         )
         cut = len({example for example, was_cut in zip(inputs["example"], inputs["cut"], strict=True) if was_cut})
@@ -192,8 +202,8 @@ def label_ids(column: str, feature: Any, values: Sequence, labels: Sequence[str]
         if str(value) not in ids:
             listed = f"{', '.join(labels[:MOST_LISTED])}{', ...' if len(labels) > MOST_LISTED else ''}"
             raise ValueError(
-                f"the label {value!r:.60} in column {column!r} is unknown: the classes of the training rows are "
-                f"{listed}"
+                f"the label {shorten(repr(value), 60)} in column {column!r} is unknown: the classes of the training "
+                f"rows are {listed}. Is it the right column (--label_column)?"
             )
     return [ids[str(value)] for value in values]
 

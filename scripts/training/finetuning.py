@@ -3,9 +3,9 @@
 import json
 import math
 import shlex
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import islice
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -34,7 +34,7 @@ from ..tasks.seq2seq import Seq2SeqArguments
 from ..tasks.task import FinetuneTask, Row, Task
 from .messages import ExpectedTime, choose, describe_labels, describe_model, say, summary
 from .model_card import CardTexts, ModelCardCallback
-from .models import ModelArguments, load_model, load_tokenizer, new_encoder_decoder, own_fields
+from .models import TRAIN, ModelArguments, load_model, load_tokenizer, new_encoder_decoder, own_fields
 from .runs import (
     checkpoint_to_resume,
     explained_when_the_disk_is_full,
@@ -67,7 +67,9 @@ DEFAULTS: dict[str, Any] = {
 # of a new model: it reads all of nine documents in ten if that takes no more than the longest of these
 LENGTHS = (128, 256, 512, 1024, 2048)
 # documents from which that is judged, and characters of all that a tokenizer is trained on
-SAMPLE, MOST_CHARACTERS = 1000, 50_000_000
+SAMPLE, MOST_CHARACTERS = 300, 50_000_000
+# rows of a class, below which a message names it
+FEWEST = 3
 
 
 @dataclass
@@ -121,11 +123,11 @@ def default_length(arguments: ModelArguments) -> int | None:
     return own.get("max_position_embeddings", reading(config).max_position_embeddings)
 
 
-def length_for(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> int:
-    """The shortest of `LENGTHS` that holds nine texts in ten, or the longest."""
-    sizes = [len(ids) for ids in tokenizer(list(islice(texts, SAMPLE)), verbose=False).input_ids]
-    needed = quantiles(sizes * 2, n=10)[-1]
-    return next((length for length in LENGTHS if length >= needed), LENGTHS[-1])
+def longest_of_most(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokens that nine texts in ten do not exceed, judged from some of them."""
+    some = texts[:: math.ceil(len(texts) / SAMPLE)]
+    sizes = [len(ids) for ids in tokenizer(list(some), verbose=False).input_ids]
+    return math.ceil(quantiles(sizes * 2, n=10)[-1])
 
 
 def with_lora(model: PreTrainedModel, arguments: FinetuneArguments) -> PeftModel:
@@ -230,20 +232,27 @@ def finetune(
     texts = list(kind.texts(task_arguments, splits["train"]))
     max_length = finetuning.max_length or default_length(model_arguments)
     every = max(1, math.ceil(sum(map(len, texts)) / MOST_CHARACTERS))
+    if every > 1 and checkpoint is None and (model_arguments.tokenizer_name or start or TRAIN) == TRAIN:
+        say(training, f"{MOST_CHARACTERS:,} characters are enough for a tokenizer: it reads every {every}th text")
     tokenizer = load_tokenizer(model_arguments, texts[::every], max_length or LENGTHS[-1], checkpoint=checkpoint)
+    needed = longest_of_most(texts, tokenizer)
     if max_length is None:
-        max_length = length_for(texts, tokenizer)
+        max_length = next((length for length in LENGTHS if length >= needed), LENGTHS[-1])
+    say(training, f"Length: nine texts in ten have at most {needed:,} tokens; {max_length:,} are read (--max_length)")
     if start is None and isinstance(task_arguments, Seq2SeqArguments):
         model = new_encoder_decoder(model_arguments, task_arguments, tokenizer, max_length)
     else:
         model = load_model(kind.auto_class, model_arguments, tokenizer, max_length, **config_fields)
-    say(training, describe_model(model, start))
+    say(training, describe_model(model, checkpoint or start))
     task = kind(task_arguments, tokenizer, max_length, list(config_fields.get("id2label", {}).values()))
     with training.main_process_first(desc="tokenizing"):
         inputs = {split: task.prepare(examples, split, data.num_workers) for split, examples in splits.items()}
     classes = describe_labels(task.classes(inputs["train"]))
     if classes:
         say(training, f"Classes: {classes}")
+        rare = [name for name, count in Counter(task.classes(inputs["train"])).items() if count < FEWEST]
+        if rare:
+            say(training, f"Fewer than {FEWEST} rows to learn from: {', '.join(rare)} (is a name misspelt?)")
     choose(training, len(inputs["train"]), start is None)
     if training.metric_for_best_model == OF_THE_TASK:
         training.metric_for_best_model = task.best_metric

@@ -37,9 +37,10 @@ def choose(training: TrainingArguments, rows: int, is_new: bool) -> None:
         training.num_train_epochs = float(min(most, max(1, math.ceil(steps / in_epoch))))
     is_cut = training.max_steps > 0
     steps = training.max_steps if is_cut else math.ceil(training.num_train_epochs * in_epoch)
+    epochs = f"{steps / in_epoch:.3g}"
     say(
         training,
-        f"Training: {steps:,} steps of {batch} rows ({steps / in_epoch:.3g} epochs; "
+        f"Training: {steps:,} steps of {batch} rows ({epochs} {'epoch' if epochs == '1' else 'epochs'}; "
         f"{'--max_steps' if is_cut else '--num_train_epochs'}), learning rate "
         f"{training.learning_rate:g} (--learning_rate), "
         + ("suited to a new model" if is_new else "suited to a pre-trained model")

@@ -97,7 +97,7 @@ def load_tokenizer(
                 f"Training a tokenizer of at most {arguments.vocab_size:,} tokens on {number} texts (--vocab_size)",
                 flush=True,
             )
-            bar = tqdm(texts, desc="Reading texts", unit=" texts", leave=False)
+            bar = tqdm(texts, desc="Reading texts, then counting pairs", unit=" texts", leave=False)
             trained = synkhorn.train_tokenizer(bar, arguments.vocab_size, max_length, is_causal, show_progress=False)
         return broadcast_object_list([trained])[0]
     tokenizer = AutoTokenizer.from_pretrained(

@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from synkhorn.hub_export import write_whole
+from synkhorn_console.parser import Chosen
 
 RECORD = "run.json"
 # arguments that may differ between a run and its continuation
@@ -25,14 +26,15 @@ NO_SPACE = 2**20
 
 
 def settings_of(*dataclasses: Any) -> dict[str, Any]:
-    """The arguments of a run, from its dataclasses, as JSON values."""
+    """The arguments of a run, from its dataclasses, as JSON values; one that is chosen later says so."""
     values = {
         entry.name: getattr(dataclass, entry.name)
         for dataclass in dataclasses
         for entry in fields(dataclass)
         if entry.init and entry.name not in PASSING
     }
-    return json.loads(json.dumps(values, default=str))
+    given = {name: str(value) if isinstance(value, Chosen) else value for name, value in values.items()}
+    return json.loads(json.dumps(given, default=str))
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -79,7 +81,7 @@ def checkpoint_to_resume(command: str, training: TrainingArguments, settings: di
             check_same_run(folder, earlier, run, named)
         elif is_begun:
             raise FileExistsError(
-                f"output_dir={str(folder)!r} exists, and is not a run of {command}: choose a new folder, or remove it"
+                f"output_dir={str(folder)!r} exists, and is not a run of {command}: choose a new folder"
             )
         if record.exists() and earlier is None and named is None and training.should_save:
             print(f"{folder}: an earlier run wrote no checkpoint yet, so it starts from the beginning", flush=True)

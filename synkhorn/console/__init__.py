@@ -152,6 +152,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if command in READ:
             check(command, rest)
+        if sys.stderr.isatty() and not {"-h", "--help", ALL} & set(rest):
+            print("Loading PyTorch and Transformers ...", file=sys.stderr, flush=True)
         from synkhorn import cli
 
         cli.main([command, *rest])

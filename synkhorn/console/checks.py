@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from .declared import config_fields
@@ -20,6 +21,8 @@ ABOVE_ZERO = ("learning_rate", "num_train_epochs", "per_device_train_batch_size"
 csv.field_size_limit(2**31 - 1)
 # what some programs write between the fields of a line
 SEPARATORS = {";": "semicolons", "\t": "tabs"}
+# characters of a column's name that a message shows
+LONGEST_NAME = 60
 # beyond it a .json or .csv file is not read twice
 MOST_BYTES = 2**25
 
@@ -146,7 +149,7 @@ def check_output(command: str, values: dict[str, Any]) -> None:
         raise ValueError(f"--{name} {value} is a file: name a new folder")
     is_resumed = command in ("finetune", "pretrain") and (folder / "run.json").is_file()
     if command != "quickstart" and files_in(folder) and not is_resumed:
-        raise ValueError(f"--{name} {value} exists and is not empty: choose a new folder, or remove it")
+        raise ValueError(f"--{name} {value} exists and is not empty: choose a new folder")
     parent = folder
     while not parent.exists():
         parent = parent.parent
@@ -258,9 +261,15 @@ def check_columns(option: str, path: Path, values: dict[str, Any]) -> None:
             raise ValueError(f"{option} {path} has {many} between its fields: save it with commas")
     for name, column in named.items():
         if column not in row:
+            names = ", ".join(shorten(str(name), LONGEST_NAME) for name in row)
+            headless = any(len(str(name)) > LONGEST_NAME for name in row)
             raise ValueError(
-                f"{option} {path} has no column {column!r}, only {', '.join(map(str, row))}"
-                + remedy(name, column, {key: value for key, value in row.items() if key not in asked})
+                f"{option} {path} has no column {column!r}, only {names}"
+                + (
+                    ": its first line must name the columns"
+                    if headless
+                    else remedy(name, column, {key: value for key, value in row.items() if key not in asked})
+                )
             )
         text = row[column]
         if name in ("text_column", "text_pair_column", "context_column") and not isinstance(text, (str, type(None))):

@@ -57,8 +57,8 @@ FAULTS = {
         "generate {causal} --prompt word --max_new_tokens 24": "max_new_tokens=24 does not fit",
     },
     "folder that exists": {
-        f"pretrain --train_files {{train}} {SCRATCH}".replace("{new}", "{taken}"): "choose a new folder, or remove it",
-        f"{TUNE} {SCRATCH}".replace("{new}", "{taken}"): "choose a new folder, or remove it",
+        f"pretrain --train_files {{train}} {SCRATCH}".replace("{new}", "{taken}"): "choose a new folder",
+        f"{TUNE} {SCRATCH}".replace("{new}", "{taken}"): "choose a new folder",
         "push {classifier} --to {taken}": "exists: choose a new folder",
         "export {classifier} --output_dir {taken}": "exists: choose a new folder",
     },

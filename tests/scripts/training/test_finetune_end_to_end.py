@@ -30,7 +30,7 @@ print(type(model).__name__, float(sum(parameter.double().sum() for parameter in 
 
 # what a row of the predictions holds, and which of it are the labels of the data
 PREDICTED = {
-    "classification": ({"prediction", "probability", "label"}, "label", "label"),
+    "classification": ({"text", "prediction", "probability", "label"}, "label", "label"),
     "token-classification": ({"words", "prediction", "tags"}, "tags", "ner_tags"),
     "question-answering": ({"question", "prediction", "answers", "n_best"}, None, None),
     "multiple-choice": ({"prediction", "text", "probability", "label"}, "label", "label"),
