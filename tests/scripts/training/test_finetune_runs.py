@@ -6,16 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from datasets import Dataset
 from task_data import TRAINING, from_scratch, write_data
 from tiny_runs import finished, same_weights, start
-from transformers import AutoTokenizer, TrainingArguments, modeling_utils
+from transformers import AutoTokenizer, modeling_utils
 
 import synkhorn
 from synkhorn.scripts import finetune
 from synkhorn.scripts.tasks.classification import Classification, ClassificationArguments
-from synkhorn.scripts.tasks.trainer import FinetuneTrainer
 
 NAME = "classification"
 # counts what trains a tokenizer, in each process
@@ -62,24 +60,6 @@ def test_texts_are_tokenized_once_for_a_tokenizer_and_its_saved_copy(tmp_path):
         for tokenizer, length in ((trained, 8), (saved, 8), (saved, 9))
     ]
     assert prints[0] == prints[1] != prints[2]
-
-
-def test_of_equally_good_checkpoints_the_one_with_the_lower_loss_is_kept(tmp_path):
-    arguments = TrainingArguments(tmp_path, metric_for_best_model="accuracy", report_to="none")
-    trainer = FinetuneTrainer(torch.nn.Linear(1, 1), arguments)
-    for step, accuracy, loss, best in (
-        (1, 0.5, 0.7, 1),
-        (2, 0.9, 0.5, 2),
-        (3, 0.9, 0.6, 2),
-        (4, 0.9, 0.1, 4),
-        (5, 0.8, 0, 4),
-    ):
-        metrics = {"eval_accuracy": accuracy, "eval_loss": loss}
-        trainer.state.global_step = step
-        trainer.state.log_history.append(metrics | {"step": step})
-        assert (
-            trainer._determine_best_metric(metrics, None) == (best == step) and trainer.state.best_global_step == best
-        )
 
 
 def test_two_processes_train_one_tokenizer_and_predict_in_order(tmp_path):
