@@ -3,7 +3,6 @@
 import json
 import math
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -32,7 +31,7 @@ from ..measuring.metrics import Scores
 from ..tasks import TASKS
 from ..tasks.seq2seq import Seq2SeqArguments
 from ..tasks.task import FinetuneTask, Row, Task
-from .messages import ExpectedTime, choose, describe_labels, describe_model, say, summary
+from .messages import ExpectedTime, choose, describe_labels, describe_model, rare_classes, say, summary
 from .model_card import CardTexts, ModelCardCallback
 from .models import TRAIN, ModelArguments, load_model, load_tokenizer, new_encoder_decoder, own_fields
 from .runs import (
@@ -68,8 +67,6 @@ DEFAULTS: dict[str, Any] = {
 LENGTHS = (128, 256, 512, 1024, 2048)
 # documents from which that is judged, and characters of all that a tokenizer is trained on
 SAMPLE, MOST_CHARACTERS = 300, 50_000_000
-# rows of a class, below which a message names it
-FEWEST = 3
 
 
 @dataclass
@@ -250,9 +247,8 @@ def finetune(
     classes = describe_labels(task.classes(inputs["train"]))
     if classes:
         say(training, f"Classes: {classes}")
-        rare = [name for name, count in Counter(task.classes(inputs["train"])).items() if count < FEWEST]
-        if rare:
-            say(training, f"Fewer than {FEWEST} rows to learn from: {', '.join(rare)} (is a name misspelt?)")
+        if rare := rare_classes(task.classes(inputs["train"])):
+            say(training, rare)
     choose(training, len(inputs["train"]), start is None)
     if training.metric_for_best_model == OF_THE_TASK:
         training.metric_for_best_model = task.best_metric

@@ -18,6 +18,8 @@ NEW_RATE, NEW_STEPS, NEW_EPOCHS = 1e-3, 400, 10
 PRETRAINED_STEPS, PRETRAINED_EPOCHS = 250, 10
 # steps after which the time of the others is known, and most classes that are listed
 TIMED_STEPS, MOST_CLASSES = 8, 20
+# rows of a class, below which a message names it
+FEWEST = 3
 
 
 def say(training: TrainingArguments, text: str) -> None:
@@ -67,6 +69,12 @@ def describe_labels(labels: Sequence[Any]) -> str:
     counts = Counter(labels).most_common()
     listed = ", ".join(f"{label} {count:,}" for label, count in counts[:MOST_CLASSES])
     return listed + (f" and {len(counts) - MOST_CLASSES} more" if len(counts) > MOST_CLASSES else "")
+
+
+def rare_classes(labels: Sequence[str]) -> str:
+    """The classes with too few rows to be learned; nothing where there are none."""
+    rare = [label for label, count in Counter(labels).items() if count < FEWEST]
+    return f"Fewer than {FEWEST} rows to learn from: {', '.join(rare)} (is a name misspelt?)" if rare else ""
 
 
 def summary(

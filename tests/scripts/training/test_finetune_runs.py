@@ -3,6 +3,7 @@
 import errno
 import json
 import time
+from dataclasses import make_dataclass
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,11 @@ from transformers import AutoTokenizer, modeling_utils
 
 import synkhorn
 from synkhorn.scripts import finetune
+from synkhorn.scripts.data.text_data import hold_out
 from synkhorn.scripts.tasks.classification import Classification, ClassificationArguments
+from synkhorn.scripts.training.messages import rare_classes
+from synkhorn.scripts.training.runs import settings_of
+from synkhorn_console.parser import Chosen
 
 NAME = "classification"
 # counts what trains a tokenizer, in each process
@@ -60,6 +65,24 @@ def test_texts_are_tokenized_once_for_a_tokenizer_and_its_saved_copy(tmp_path):
         for tokenizer, length in ((trained, 8), (saved, 8), (saved, 9))
     ]
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_rate_that_is_chosen_later_is_recorded_as_chosen():
+    arguments = make_dataclass("Arguments", [("rate", float), ("output_dir", str)])
+    assert settings_of(arguments(Chosen(5e-5), "x")) == {"rate": "chosen for the model and the data"}
+    assert settings_of(arguments(5e-5, "x")) == {"rate": 5e-5}
+
+
+def test_a_misspelt_class_is_named():
+    assert "learn from: netwroking (is a name misspelt?)" in rare_classes(["networking"] * 3 + ["netwroking"])
+    assert rare_classes(["a", "b"] * 3) == ""
+
+
+def test_a_tenth_of_the_rows_that_are_used_is_held_out():
+    rows = Dataset.from_dict({"text": [str(number) for number in range(400)]})
+    for most, held_out in ((None, 40), (50, 5), (1, 1)):
+        parts = hold_out("it", rows, None, most)
+        assert (len(parts["validation"]), len(parts["train"])) == (held_out, 400 - held_out)
 
 
 def test_two_processes_train_one_tokenizer_and_predict_in_order(tmp_path):
