@@ -21,7 +21,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from .common.arguments import parse
@@ -44,9 +43,7 @@ def main(args: list[str] | None = None) -> None:
         SUBCOMMANDS[args[0]](args[1:])
         return
     (arguments,) = parse([BenchmarkArguments], args, __doc__)
-    about = machine()
-    if arguments.device == "cuda":
-        about["gpu"] = torch.cuda.get_device_name()
+    about = machine(arguments.device)
     allocator = {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")}
     entrants = [Entrant(model, dtype, arguments) for model in arguments.models for dtype in arguments.dtype]
     settings = {name: value for name, value in asdict(arguments).items() if name != "output"}

@@ -12,7 +12,6 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ..common.arguments import parse
@@ -111,9 +110,7 @@ def main(args: list[str] | None = None) -> None:
     """Profile, and write the table and its figures."""
     args = sys.argv[1:] if args is None else args
     (arguments,) = parse([ProfileArguments], args, __doc__, task="profile")
-    about = machine()
-    if arguments.device == "cuda":
-        about["gpu"] = torch.cuda.get_device_name()
+    about = machine(arguments.device)
     measured = measure(arguments)
     text = report(measured, arguments, about)
     settings = {name: value for name, value in asdict(arguments).items() if name != "output"}

@@ -214,9 +214,7 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     (arguments,) = parse([ThroughputArguments], args, __doc__, task="throughput")
     batches = draw_batches(arguments)
-    about = machine()
-    if arguments.device == "cuda":
-        about["gpu"] = torch.cuda.get_device_name()
+    about = machine(arguments.device)
     rows = summary(measure(arguments, batches), batches)
     report = table(rows, arguments, batches, about)
     settings = {name: value for name, value in asdict(arguments).items() if name != "output"}

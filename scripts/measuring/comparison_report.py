@@ -9,6 +9,7 @@ from scipy.stats import t
 
 from synkhorn import FAMILIES
 
+from ..common.precision import device_type
 from .plots import curves, dots, panels, save
 from .report import about_line, machine, with_ending, write_report
 
@@ -149,8 +150,9 @@ def draw(results: list[dict[str, Any]], spec: dict[str, Any], task: Any, path: P
 
 def report(path: Path, spec: dict[str, Any], results: list[dict[str, Any]], task: Any, command: str) -> str:
     """Write the table, the figures and the plots of the results that there are, and return the table."""
+    about = machine(device_type())
     for result in results:
-        result.setdefault("machine", machine())
+        result.setdefault("machine", about)
     (budget, amount), *_ = spec["budget"].items()
     guess = "" if task.chance is None else f" A guess has {task.chance:.3f}."
     lines = [
@@ -168,6 +170,6 @@ def report(path: Path, spec: dict[str, Any], results: list[dict[str, Any]], task
         *sort_table(results),
     ]
     text = "\n".join(lines) + "\n"
-    write_report(path, text, {"machine": machine(), "spec": spec, "metric": task.metric, "results": results})
+    write_report(path, text, {"machine": about, "spec": spec, "metric": task.metric, "results": results})
     draw(results, spec, task, with_ending(path, ".png"))
     return text

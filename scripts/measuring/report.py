@@ -14,17 +14,19 @@ import transformers
 from synkhorn.hub_export import write_whole
 
 
-def machine() -> dict[str, str]:
-    """The machine that the figures were taken on."""
+def machine(device: str = "cpu") -> dict[str, str]:
+    """The machine that the figures were taken on, and its GPU where that computed them."""
     # Linux only
     listed = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.+)$", listed.read_text(), re.MULTILINE) if listed.exists() else []
-    return {
+    about = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
+    about |= {
         "cpu": f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-    } | commit()
+    }
+    return about | commit()
 
 
 def commit() -> dict[str, str]:
