@@ -53,6 +53,11 @@ SOURCES: dict[str, Callable[[str | None], Dataset | DatasetDict]] = {
 FOLDS = 5
 
 
+def some_of(rows: Dataset, count: int | None) -> Dataset:
+    """As many rows, drawn with a seed; all of them if not given."""
+    return rows if count is None else rows.shuffle(seed=SPLIT_SEED).select(range(min(count, len(rows))))
+
+
 class TextTask(Experiment):
     """
     A task on the texts of a source. Documents without a test split of their own are dealt into five folds, one a seed.
@@ -60,16 +65,22 @@ class TextTask(Experiment):
     Args:
         source: one of `SOURCES`.
         validation_size: rows, or share, of the rest that learning rates are chosen on.
-        train_size: rows to train on; all if not given.
+        train_size, test_size: rows to train and to test on; all if not given.
         data_dir: folder of unpacked packages.
     """
 
     def __init__(
-        self, source: str, validation_size: float = 0.1, train_size: int | None = None, data_dir: str | None = None
+        self,
+        source: str,
+        validation_size: float = 0.1,
+        train_size: int | None = None,
+        test_size: int | None = None,
+        data_dir: str | None = None,
     ):
         if source not in SOURCES:
             raise ValueError(f"task.source={source!r} is unknown: choose one of {', '.join(SOURCES)}")
-        self.source, self.validation_size, self.train_size = source, validation_size, train_size
+        self.source, self.validation_size = source, validation_size
+        self.train_size, self.test_size = train_size, test_size
         self.loaded = SOURCES[source](data_dir)
         self.examples = cache(self.examples)  # type: ignore[method-assign]
         self.prepared: dict[tuple[str, int, int], Dataset] = {}
@@ -86,9 +97,7 @@ class TextTask(Experiment):
             rest, test = (self.loaded.select(indices) for indices in chosen)
         label = "label" if "label" in rest.features else None
         held_out = rest.train_test_split(self.validation_size, seed=SPLIT_SEED, stratify_by_column=label)
-        train = held_out["train"]
-        if self.train_size is not None:
-            train = train.shuffle(seed=SPLIT_SEED).select(range(min(self.train_size, len(train))))
+        train, test = some_of(held_out["train"], self.train_size), some_of(test, self.test_size)
         return {"train": train, "validation": held_out["test"], "test": test}
 
     def texts(self, part):
