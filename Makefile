@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 LOWEST_VERSION := 5.17.0
 LOWEST_TESTS := common configuration tokenization package/test_convert.py package/test_hub.py package/test_supply.py \
-	$(addprefix modeling/test_,cache.py generation.py heads.py)
+	$(addprefix modeling/test_,cache.py cross_attention.py generation.py heads.py)
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
 .PHONY: install quickstart recipes test test-all test-versions coverage common-tests lint benchmark course course-live \

@@ -1,7 +1,7 @@
 """The configuration of an encoder and a decoder in one folder, with their code."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import EncoderDecoderConfig
+from transformers import AutoConfig, EncoderDecoderConfig, PreTrainedConfig
 
 from .configuration_backbone import SavedWithCode
 from .configuration_sinkhorn import SinkhornConfig
@@ -21,6 +21,9 @@ class SynkhornEncoderDecoderConfig(EncoderDecoderConfig, SavedWithCode):
         pad_token_id, decoder_start_token_id: of the decoder.
     """
 
+    encoder: PreTrainedConfig | dict | None = None
+    decoder: PreTrainedConfig | dict | None = None
+
     def __post_init__(self, **kwargs):
         if self.auto_map is None:
             self.auto_map = {
@@ -29,6 +32,8 @@ class SynkhornEncoderDecoderConfig(EncoderDecoderConfig, SavedWithCode):
             }
         for part in ("encoder", "decoder"):
             fields = getattr(self, part)
-            if isinstance(fields, dict) and fields.get("model_type") in FAMILY_CONFIGS:
-                setattr(self, part, FAMILY_CONFIGS[fields["model_type"]].from_dict(fields))
-        super().__post_init__(**kwargs)
+            if isinstance(fields, dict):
+                family = FAMILY_CONFIGS.get(fields.get("model_type"))
+                setattr(self, part, AutoConfig.for_model(**fields) if family is None else family.from_dict(fields))
+        # not `EncoderDecoderConfig`'s own, which in Transformers 5.17 takes no part that is a configuration already
+        super(EncoderDecoderConfig, self).__post_init__(**kwargs)

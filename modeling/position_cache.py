@@ -135,7 +135,9 @@ class PositionLayerMixin(CacheLayerMixin):
         self.move("cpu")
 
     def prefetch(self) -> None:
-        self.move(self.device)
+        # an offloaded cache fetches the next layer before that has begun
+        if self.is_initialized:
+            self.move(self.device)
 
     def move(self, device) -> None:
         """Move what grows with the length, and not the little that the next call reads before it."""

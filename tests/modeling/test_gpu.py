@@ -19,7 +19,7 @@ def outputs_and_gradients(model, device, dtype, ids, mask):
         hidden = hidden * mask.cpu()[..., None]
     probe = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (hidden * probe).sum().backward()
-    grads = {name: p.grad.double().cpu() for name, p in model.named_parameters() if p.grad is not None}
+    grads = {name: p.grad.double().cpu().clone() for name, p in model.named_parameters() if p.grad is not None}
     return {"outputs": hidden.detach().double()} | grads
 
 
