@@ -36,15 +36,10 @@ def sorted_blocks(choice: Choice, slots: torch.Tensor, mass: torch.Tensor | None
     Returns:
         (N, H, m b, dh)
     """
-    sizes = [rows * n for rows, n in blocks.groups]
-    masses = [None] * len(sizes) if mass is None else mass.split(sizes)
-    ordered = []
-    for group, own, part, w in zip(blocks.groups, choice.split(blocks.groups), slots.split(sizes), masses, strict=True):
-        part = part.unflatten(0, group).transpose(1, 2)  # (rows, H, n, b, dh)
-        if w is not None:
-            w = w.unflatten(0, group).transpose(1, 2).unflatten(3, (choice.m, -1)).flatten(2, 3)  # (rows, H, n m, b)
-        ordered.append(own.by_block(own.sorted_blocks(part, w)).flatten(0, 1))
-    return ordered[0] if len(ordered) == 1 else torch.cat(ordered)
+    padded = blocks.to_rows(slots).transpose(1, 2)  # (R, H, n, b, dh)
+    if mass is not None:
+        mass = blocks.to_rows(mass).transpose(1, 2).unflatten(3, (choice.m, -1)).flatten(2, 3)  # (R, H, n m, b)
+    return blocks.to_blocks(choice.by_block(choice.sorted_blocks(padded, mass)))
 
 
 def sorted_and_own(choice: Choice, slots: torch.Tensor, mass: torch.Tensor | None, blocks: Blocks) -> torch.Tensor:

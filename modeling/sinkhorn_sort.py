@@ -31,6 +31,7 @@ class Blocks(NamedTuple):
     slots: (T,), the slot of each token among the N b of all blocks; `None` in a single group.
     valid: (N, b), true at slots that hold a valid token; `None` if all do, or if only later tokens can see the others.
     row_mask: (R, n), true at blocks that hold a valid token; `None` if all do.
+    places: (N,), the place of each block among the R n of rows of one length; `None` in a single group.
     """
 
     size: int
@@ -39,6 +40,7 @@ class Blocks(NamedTuple):
     slots: torch.Tensor | None
     valid: torch.Tensor | None
     row_mask: torch.Tensor | None
+    places: torch.Tensor | None = None
 
     @classmethod
     def of(cls, rows: Rows, size: int, is_causal: bool) -> "Blocks":
@@ -61,15 +63,18 @@ class Blocks(NamedTuple):
             if groups and groups[-1][1] == n:
                 count += groups.pop()[0]
             groups.append((count, n))
-        device = rows.positions.device
-        starts = torch.tensor([0, *counts], device=device).cumsum(0)[:-1]
+        device, total, longest = rows.positions.device, sum(counts), max(counts)
+        ends = torch.tensor(counts, device=device).cumsum(0)
+        starts = F.pad(ends[:-1], (1, 0))
         slots = starts[rows.token_rows()] * size + rows.token_ranks()
         valid = None
         if not is_causal:
-            valid = torch.zeros(sum(counts) * size, dtype=torch.bool, device=device)
+            valid = torch.zeros(total * size, dtype=torch.bool, device=device)
             valid = valid.index_fill(0, slots, True).view(-1, size)
-        row_mask = torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
-        return cls(size, tuple(groups), 0, slots, valid, row_mask)
+        row_mask = torch.arange(longest, device=device) < (ends - starts)[:, None]
+        block = torch.arange(total, device=device)
+        row = torch.searchsorted(ends, block, right=True)
+        return cls(size, tuple(groups), 0, slots, valid, row_mask, row * longest + block - starts[row])
 
     @property
     def num_blocks(self) -> int:
@@ -108,25 +113,21 @@ class Blocks(NamedTuple):
 
     def to_rows(self, of_blocks: torch.Tensor) -> torch.Tensor:
         """(N, ...) -> (R, n, ...), 0 behind the last block of a row."""
-        if len(self.groups) == 1:
+        if self.places is None:
             return of_blocks.unflatten(0, self.groups[0])
-        parts = of_blocks.split([rows * n for rows, n in self.groups])
-        padded = [
-            F.pad(part.unflatten(0, group), (0, 0) * (of_blocks.dim() - 1) + (0, self.longest - group[1]))
-            for part, group in zip(parts, self.groups, strict=True)
-        ]
-        return torch.cat(padded)
+        shape = sum(rows for rows, _ in self.groups), self.longest
+        padded = of_blocks.new_zeros(shape[0] * shape[1], *of_blocks.shape[1:])
+        return padded.index_copy(0, self.places, of_blocks).unflatten(0, shape)
 
     def to_blocks(self, of_rows: torch.Tensor) -> torch.Tensor:
         """(R, n, ...) -> (N, ...)"""
-        if len(self.groups) == 1:
-            return of_rows.flatten(0, 1)
-        parts = of_rows.split([rows for rows, _ in self.groups])
-        return torch.cat([part[:, :n].flatten(0, 1) for part, (_, n) in zip(parts, self.groups, strict=True)])
+        flat = of_rows.flatten(0, 1)
+        return flat if self.places is None else Chosen.apply(flat, self.places)
 
     def is_first(self, device: torch.device) -> torch.Tensor:
         """(N,), true at the first block of each row."""
-        return torch.cat([(torch.arange(n, device=device) == 0).repeat(rows) for rows, n in self.groups])
+        places = torch.arange(self.num_blocks, device=device) if self.places is None else self.places
+        return places % self.longest == 0
 
 
 class Chosen(torch.autograd.Function):
