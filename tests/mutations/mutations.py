@@ -223,6 +223,10 @@ a block gets the gradients of its readers with the weights of others
 sinkhorn_kernels.SortedAndOwn.backward
 w.flatten()[order] -> w.flatten()
 test_properties_gradients.py::test_attention_to_sorted_blocks
+the first block of a row is dealt to the row before it
+sinkhorn_sort.Blocks.of
+torch.searchsorted(ends, block, right=True) -> torch.searchsorted(ends, block)
+test_attention.py::test_eager_and_sdpa_equal_the_loop
 a second derivative counts what one input of a kernel owes to another twice
 softmax_attention.derivable_gradients
 x.view_as(x) -> x
