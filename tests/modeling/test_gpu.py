@@ -6,6 +6,9 @@ from variants import CAUSAL_VARIANTS, SINKHORN_VARIANTS, VARIANTS, causal_model,
 
 LENGTH = 61  # with blocks of 4 of which the last has one token
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+FIELDS = [pytest.param((variant, False), id=name_of(variant)) for variant in VARIANTS + SINKHORN_VARIANTS] + [
+    pytest.param((variant, True), id=f"{name}-causal") for name, variant in CAUSAL_VARIANTS.items()
+]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a GPU with the CPU")
 
 
@@ -23,11 +26,9 @@ def outputs_and_gradients(model, device, dtype, ids, mask):
     return {"outputs": hidden.detach().double()} | grads
 
 
-@pytest.mark.parametrize("is_causal", [False, True], ids=["encoder", "causal"])
-@pytest.mark.parametrize("variant", VARIANTS + SINKHORN_VARIANTS, ids=name_of)
-def test_outputs_and_gradients_are_those_of_the_cpu(variant, is_causal):
-    if is_causal and "sortcut_blocks" in variant:
-        pytest.skip("SortCut has no causal form")
+@pytest.mark.parametrize("fields", FIELDS)
+def test_outputs_and_gradients_are_those_of_the_cpu(fields):
+    variant, is_causal = fields
     model = model_of(config_of(variant, is_causal=is_causal, max_position_embeddings=LENGTH), scale=0.2)
     ids = torch.randint(3, 40, (3, LENGTH), generator=torch.Generator().manual_seed(0))
     for side in ("none", "left", "hole"):
