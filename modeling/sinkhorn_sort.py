@@ -126,8 +126,10 @@ class Blocks(NamedTuple):
 
     def is_first(self, device: torch.device) -> torch.Tensor:
         """(N,), true at the first block of each row."""
-        places = torch.arange(self.num_blocks, device=device) if self.places is None else self.places
-        return places % self.longest == 0
+        if self.places is None:
+            rows, n = self.groups[0]
+            return (torch.arange(n, device=device) == 0).repeat(rows)
+        return self.places % self.longest == 0
 
 
 class Chosen(torch.autograd.Function):
