@@ -23,8 +23,14 @@ SKIPPED = {
     f"test_({GPU_TESTS})": "needs an accelerator",
     f"test_pipeline_({OTHER_PIPELINES})(_fp16)?": "is for images, sound or tables",
     "test_vision_axial_rope": "is for images, sound or tables",
-    f"test_({COMPOSITE_TESTS})": "is for models made of several",
-    "test_encoder_decoder_loss_no_double_shift": "is for encoder-decoders",
+    f"\\w*coderTest.test_({COMPOSITE_TESTS})": "is for models made of several",
+    "\\w*coderTest.test_encoder_decoder_loss_no_double_shift": "is for encoder-decoders",
+    "Seq2SeqTest.test_sdpa_can_dispatch_composite_models": "is for images, sound or tables",
+    "Seq2SeqTest.test_sdpa_can_dispatch_non_composite_models": "is for models made of one part",
+    "Seq2SeqTest.test_(can_capture_specific_layers_hidden_states|can_init_all_missing_weights|torch_save_load)": (
+        "is for a base model with a head"
+    ),
+    "Seq2SeqTest.test_(causal_lm_loss_.*|model_rope_scaling_frequencies)": "is for causal models",
     "test_(moe_models|output_router_logits|eager_matches_batched_and_grouped)_.*": "is for mixtures of experts",
     "test_sliding_window_mask": "is for sliding windows",
     "test_(tp_plan_matches_params|tied_head_has_a_tp_plan_entry)": "is for plans of tensor parallelism",
@@ -34,7 +40,7 @@ SKIPPED = {
     "\\w*EncoderTest.test_(pipeline_text_generation(_fp16)?|causal_lm_loss_.*)": "is for causal models",
     "\\w*EncoderTest.test_model_rope_scaling_frequencies": "is for rotary positions, which the decoders have",
     "\\w*DecoderTest.test_pipeline_fill_mask(_fp16)?": "is for bidirectional models",
-    "\\w*DecoderTest.test_resize_position_vector_embeddings": "is for learned positions, which the encoders have",
+    "(\\w*Decoder|Seq2Seq)Test.test_resize_position_vector_embeddings": "is for learned positions of one encoder",
     "\\w*DecoderTest.test_model_rope_with_partial_rotation": "is for rotations of a part of a head",
     "test_chat_template_save_loading": "is for tokenizers whose class lists `chat_template` among its arguments",
     "test_integration_from_extractor": "is for classes made from a vocabulary and merges",
@@ -49,8 +55,12 @@ LEFT_OUT = {
         "pads its input, where hidden states are put into the places of the tokens; test_heads.py asks for gradients "
         "without padding"
     ),
-    "\\w*EncoderTest.test_model_rope_(scaling_from_config_.*|with_partial_rotation)": (
+    "(\\w*Encoder|Seq2Seq)Test.test_model_rope_(scaling_from_config_.*|with_partial_rotation)": (
         "is for rotary positions, which the decoders have"
+    ),
+    "Seq2SeqTest.test_model_base_model_prefix": "is for a base model with a head",
+    "Seq2SeqTest.test_(model_get_set_embeddings|resize_(embeddings_untied|tokens_embeddings))": (
+        "is for one vocabulary: `EncoderDecoderModel` has two, and refuses to resize them together"
     ),
     "\\w*DecoderTest.test_model_rope_scaling_from_config_.*": (
         "gives more than max_position_embeddings tokens, an error here; test_configuration.py scales rotations"

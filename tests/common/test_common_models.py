@@ -1,4 +1,7 @@
-"""Transformers' own tests of models, configurations and pipelines, for every head of both families."""
+"""
+Transformers' own tests of models, configurations and pipelines, for every head of both families, and of an encoder of
+one family with a decoder of the other.
+"""
 
 import copy
 import tempfile
@@ -17,6 +20,7 @@ from library import (
     known_by_name,
     test_pipeline_mixin,
 )
+from transformers.models.auto import modeling_auto
 
 import synkhorn
 from synkhorn import byte_tokenizer, token_fields
@@ -48,8 +52,8 @@ class TinyModel:
 
     def __init__(self, config):
         self.config = config
-        for field in SIZES:
-            setattr(self, field, getattr(config, field))
+        for field, value in SIZES.items():
+            setattr(self, field, value)
 
     def get_config(self):
         return copy.deepcopy(self.config)
@@ -62,7 +66,25 @@ class TinyModel:
         return self.get_config(), {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
-class CommonTests(ModelTesterMixin, PipelineTesterMixin):
+class TinyPair(TinyModel):
+    """The same of an encoder and a decoder."""
+
+    def prepare_config_and_inputs_for_common(self):
+        _, inputs = super().prepare_config_and_inputs_for_common()
+        return self.get_config(), {
+            "input_ids": inputs["input_ids"],
+            "attention_mask": inputs["attention_mask"],
+            "decoder_input_ids": inputs["input_ids"].flip(1),
+        }
+
+
+class EveryModelTests(ModelTesterMixin):
+    def subTest(self, *arguments, **parameters):
+        # Transformers makes one of every tensor, and pytest would report each
+        return nullcontext()
+
+
+class CommonTests(EveryModelTests, PipelineTesterMixin):
     """A subclass names its `family` and the fields of its configuration."""
 
     family: str
@@ -95,10 +117,6 @@ class CommonTests(ModelTesterMixin, PipelineTesterMixin):
             # what is drawn anew is not what was drawn before
             self.model_tester.config.synthesizers = ["random", "dot_product"]
         super().test_init_weights_can_init_buffers()
-
-    def subTest(self, *arguments, **parameters):
-        # Transformers makes one of every tensor, and pytest would report each
-        return nullcontext()
 
     def test_config(self):
         ConfigTester(self, config_class=type(self.config()), **SIZES | self.fields).run_common_tests()
@@ -143,3 +161,21 @@ class SinkhornDecoderTest(CommonTests, GenerationTesterMixin, TrainingTesterMixi
     family, fields = "Sinkhorn", {"block_size": 8, "sort_net": "bilinear"} | CAUSAL
     model_tester = None
     test_resize_position_embeddings = False
+
+
+class Seq2SeqTest(EveryModelTests, GenerationTesterMixin, unittest.TestCase):
+    all_model_classes = (synkhorn.SynkhornEncoderDecoderModel,)
+    is_encoder_decoder = _is_composite = True
+
+    def setUp(self):
+        torch.manual_seed(0)
+        encoder = synkhorn.SinkhornConfig(**SIZES, block_size=8)
+        decoder = synkhorn.SynthesizerConfig(**SIZES, is_causal=True, add_cross_attention=True)
+        config = synkhorn.SynkhornEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+        config.decoder_start_token_id, config.pad_token_id = 1, 0
+        self.model_tester = TinyPair(config)
+        known = mock.patch.dict(
+            modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, {"ours": self.all_model_classes[0].__name__}
+        )
+        known.start()
+        self.addCleanup(known.stop)
