@@ -1,3 +1,4 @@
+import gc
 import os
 
 # before anything imports the Hub's client
@@ -23,6 +24,11 @@ hypothesis.settings.register_profile(
     "unshrunk", hypothesis.settings.get_profile("default"), phases=[hypothesis.Phase.generate]
 )
 hypothesis.settings.load_profile("default")
+
+
+def pytest_collection_finish():
+    # each training collects garbage, and would look through all that was imported
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
