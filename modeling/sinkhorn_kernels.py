@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .rows import is_static
 from .sinkhorn_choice import Choice, divisor
 from .sinkhorn_sort import Blocks
-from .softmax_attention import derivable_gradients, fused_attention, future_keys
+from .softmax_attention import compute_dtype, derivable_gradients, fused_attention, future_keys, precise
 
 # logits that are worked on at a time on a CPU: what a core's own cache holds
 LOGITS_AT_ONCE = 2**18
@@ -144,7 +144,9 @@ def block_attention(
         (N, H, b, dh)
     """
     count, heads, size, _ = queries.shape
-    if runs_on_cpu(queries) and not dropout:
+    # without gradients in bfloat16, PyTorch's fused call is as fast or faster
+    is_fused = is_static() or dropout or compute_dtype(queries) == torch.bfloat16 and not torch.is_grad_enabled()
+    if queries.device.type == "cpu" and not is_fused:
         if seen is not None:
             key_bias = keys.new_zeros(count, heads, keys.shape[2]) if key_bias is None else key_bias
             key_bias = key_bias.masked_fill(~seen, -math.inf)
@@ -162,6 +164,8 @@ def block_attention(
 class BlockAttention(torch.autograd.Function):
     """
     `softmax(queries @ keys^T + bias) @ values` for each block and head; the backward pass computes the weights again.
+    Half precision is worked on in float32: with gradients this takes 0.3 to 0.8 of the time of PyTorch's fused call in
+    bfloat16, and 0.2 in float16.
 
     Args:
         is_causal: as for `block_attention`.
@@ -185,6 +189,19 @@ class BlockAttention(torch.autograd.Function):
         return (None if x is None else x[part].flatten(0, 1) for x in tensors)
 
     @staticmethod
+    def exact(part, *tensors):
+        """The same in at least float32."""
+        return (None if x is None else precise(x) for x in BlockAttention.flat(part, *tensors))
+
+    @staticmethod
+    def product(left, right, into):
+        """`left @ right`, written into `into`."""
+        if into.dtype == left.dtype:
+            torch.bmm(left, right, out=into)
+        else:
+            into.copy_(torch.bmm(left, right))
+
+    @staticmethod
     def weights(is_causal, queries, keys, bias):
         logits = torch.bmm(queries, keys.transpose(1, 2))
         if bias is not None:
@@ -195,40 +212,44 @@ class BlockAttention(torch.autograd.Function):
         return logits.softmax(-1)
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)
     def forward(ctx, is_causal, queries, keys, values, bias):
         ctx.save_for_backward(queries, keys, values, bias)
         ctx.is_causal = is_causal
-        outputs = queries.new_empty(queries.shape)
+        outputs = values.new_empty(queries.shape)
         for part in BlockAttention.parts(queries, keys):
-            q, k, v, z, into = BlockAttention.flat(part, queries, keys, values, bias, outputs)
-            torch.bmm(BlockAttention.weights(is_causal, q, k, z), v, out=into)
+            q, k, v, z = BlockAttention.exact(part, queries, keys, values, bias)
+            (into,) = BlockAttention.flat(part, outputs)
+            BlockAttention.product(BlockAttention.weights(is_causal, q, k, z), v, into)
         return outputs
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx, grad_outputs):
         given = queries, keys, values, bias = ctx.saved_tensors
         if torch.is_grad_enabled():
 
             def plain(queries, keys, values, bias):
-                logits = queries @ keys.transpose(-1, -2)
+                logits = precise(queries) @ precise(keys).transpose(-1, -2)
                 logits = logits if bias is None else logits + bias[:, :, None]
                 if ctx.is_causal:
                     size = queries.shape[2]
                     future = future_keys(size, size, 0, logits.device)
                     logits = logits.masked_fill(F.pad(future, (keys.shape[2] - size, 0)), -math.inf)
-                return logits.softmax(-1) @ values
+                return (logits.softmax(-1) @ precise(values)).to(values.dtype)
 
             return None, *derivable_gradients(plain, given, ctx.needs_input_grad[1:], grad_outputs)
         grad_outputs = grad_outputs.contiguous()
         grads = [None if x is None else x.new_empty(x.shape) for x in given]
         for part in BlockAttention.parts(queries, keys):
-            q, k, v, z, grad, *into = BlockAttention.flat(part, *given, grad_outputs, *grads)
+            q, k, v, z, grad = BlockAttention.exact(part, *given, grad_outputs)
+            into_q, into_k, into_v, into_bias = BlockAttention.flat(part, *grads)
             weights = BlockAttention.weights(ctx.is_causal, q, k, z)
-            torch.bmm(weights.transpose(1, 2), grad, out=into[2])
+            BlockAttention.product(weights.transpose(1, 2), grad, into_v)
             grad = torch.bmm(grad, v.transpose(1, 2))
             grad = torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)
-            torch.bmm(grad, k, out=into[0])
-            torch.bmm(grad.transpose(1, 2), q, out=into[1])
+            BlockAttention.product(grad, k, into_q)
+            BlockAttention.product(grad.transpose(1, 2), q, into_k)
             if bias is not None:
-                torch.sum(grad, 1, out=into[3])
+                torch.sum(grad, 1, out=into_bias)
         return None, *grads

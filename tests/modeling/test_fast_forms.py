@@ -99,10 +99,13 @@ def test_pooling_is_exact_in_half_precision(length):
 
 
 @pytest.mark.parametrize(
-    "variant", [["random", "dot_product"], ["factorized_dense", "dense"], ["random"], ["dense"]], ids=name_of
-)
+    "variant",
+    [["random", "dot_product"], ["factorized_dense", "dense"], ["random"], ["dense"], {}, {"is_causal": True},
+     {"combine": "sum", "sorted_blocks": 2}],
+    ids=name_of,
+)  # fmt: skip
 def test_gradients_under_autocast_are_those_of_eager(variant):
-    attention = randomize(SynthesizerAttention(tiny_config(variant), 0))
+    attention = attention_of(config_of(variant)).float()
     x, mask = torch.randn(3, 11, 18), padding(3, 11, "right").bool()
     grads = {}
     for form in (eager, sdpa):
@@ -113,7 +116,8 @@ def test_gradients_under_autocast_are_those_of_eager(variant):
         grads[form.__name__] = {name: p.grad for name, p in attention.named_parameters()}
     largest = max(grad.abs().max() for grad in grads["eager"].values())
     for name, expected in grads["eager"].items():
-        assert (grads["sdpa"][name] - expected).abs().max() <= 0.03 * largest, name
+        most = 0.06 * expected.abs().max() + 0.002 * largest
+        assert (grads["sdpa"][name] - expected).abs().max() <= most, name
 
 
 @torch.no_grad()
